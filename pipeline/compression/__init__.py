@@ -1,0 +1,1 @@
+"""Quantization and the size of its results."""

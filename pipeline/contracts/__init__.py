@@ -1,0 +1,1 @@
+"""What the steps agree on: specs, results, manifests, the recipe. Pydantic and the standard library only."""

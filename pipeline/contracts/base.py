@@ -1,0 +1,83 @@
+"""The base of every spec and result, references to content, and the key that makes a step reusable."""
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256 in lower-case hex."""
+
+
+class Contract(BaseModel):
+    """Immutable, and closed to fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Content(Contract):
+    """Bytes that exist somewhere: where they are now, and which bytes they are.
+
+    Only the digest enters a step's key, so moving a store changes no key.
+    """
+
+    uri: str
+    """file:///… or s3://bucket/prefix"""
+    digest: Digest
+
+
+class FileRef(Content):
+    """One file; `digest` is the sha256 of its bytes."""
+
+    size_bytes: int
+
+
+class FolderRef(Content):
+    """A folder outside the store (a base model, say); `digest` is `artifacts.digests.folder_digest`."""
+
+
+class ArtifactRef(Content):
+    """A published artifact: `uri` is `{store}/{step}/{key}`, `digest` is its manifest's `digest`."""
+
+
+class ModelRef(Contract):
+    """A model folder inside an artifact, e.g. `path="w8a8"` of a compress artifact; "." is its root."""
+
+    artifact: ArtifactRef
+    path: str = "."
+
+
+def canonical_json(value: Any) -> bytes:
+    """Sorted keys, no white space, UTF-8, no NaN: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    """`value` as plain JSON with every `Content` reduced to its digest."""
+    if isinstance(value, Content):
+        return value.digest
+    if isinstance(value, BaseModel):
+        return {name: _identity(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {str(name): _identity(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    return value
+
+
+class Spec(Contract):
+    """What a step is asked to do. Everything in it changes the result, or does not belong in it."""
+
+
+class Result(Contract):
+    """What a step found out. It enters the artifact's digest: no times, no throughput, no run ids."""
+
+
+def step_key(step: str, version: int, spec: Spec) -> str:
+    """The sha256 under which a step's artifact is published and found again."""
+    return sha256_hex(canonical_json({"step": step, "version": version, "spec": _identity(spec)}))

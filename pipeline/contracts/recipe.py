@@ -1,0 +1,280 @@
+"""The recipe: the user's one file that says what to release. See infra/recipes/ for complete ones."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from pipeline.contracts.base import Contract
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Scheme = Literal["w4a16", "w8a8", "none"]
+
+
+class GeneratedData(Contract):
+    """The demonstration data that the project makes by itself, the same for the same seed."""
+
+    kind: Literal["support-intents"]
+    train_rows: Annotated[int, Field(ge=100, le=1_000_000)] = 6000
+    eval_rows: Annotated[int, Field(ge=50, le=100_000)] = 600
+    seed: int = 7
+
+
+class Dataset(Contract):
+    """Where the rows are. Either `uri` and `eval_uri`, or `generate`."""
+
+    uri: str | None = None
+    """Training rows: a path, file:///… or s3://…, ending in .jsonl or .parquet."""
+    eval_uri: str | None = None
+    """Held-out rows, never trained on."""
+    generate: GeneratedData | None = None
+    format: Literal["chat"] = "chat"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.generate is None and not (self.uri and self.eval_uri):
+            raise ValueError("needs both `uri` and `eval_uri`, or `generate`")
+        if self.generate is not None and (self.uri or self.eval_uri):
+            raise ValueError("`generate` makes both files: leave `uri` and `eval_uri` out")
+        return self
+
+
+class InitModel(Contract):
+    """A small new Llama with random weights and a byte-level BPE tokenizer trained on the training rows."""
+
+    vocab_size: Annotated[int, Field(ge=300, le=200_000)] = 2048
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 344
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    num_kv_heads: PositiveInt = 2
+    max_position_embeddings: Annotated[int, Field(ge=32)] = 256
+    tie_word_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads})")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be divisible by num_kv_heads ({self.num_kv_heads})")
+        head_size = self.hidden_size // self.num_heads
+        if head_size not in (32, 48, 64, 80, 96, 128):
+            raise ValueError(
+                f"hidden_size / num_heads is {head_size}; the serving engine has kernels for 32, 48, 64, 80, 96, 128"
+            )
+        return self
+
+
+class BaseModelSource(Contract):
+    """What fine-tuning starts from. Either `uri` or `init`."""
+
+    uri: str | None = None
+    """A folder (path, file:///…, s3://…) in Hugging Face form, or a hub id such as `org/name`."""
+    revision: str | None = None
+    """Of a hub id: the commit to pin."""
+    init: InitModel | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.uri is None) == (self.init is None):
+            raise ValueError("needs exactly one of `uri` and `init`")
+        return self
+
+
+class Validation(Contract):
+    """The rules that the data must keep."""
+
+    min_rows: PositiveInt = 100
+    """Of the training file; the held-out file needs a tenth of it."""
+    max_rows: PositiveInt | None = None
+    min_chars: PositiveInt = 1
+    max_chars: PositiveInt = 20_000
+    """Of one message."""
+    max_tokens: PositiveInt | None = None
+    """Of one row, all messages together, counted with the base model's tokenizer (with `init`: a byte-level
+    estimate)."""
+    max_duplicate_fraction: Fraction = 0.05
+    max_overlap_fraction: Fraction = 0.0
+    """Of held-out rows whose prompt also stands in the training rows."""
+    labels: tuple[str, ...] | None = None
+    """If named, the assistant's content must be one of them."""
+    min_distinct_answers: PositiveInt = 2
+    """Data with a single answer teaches nothing and makes every score meaningless."""
+    suite_uri: str | None = None
+    """The user's own Great Expectations suite: a JSON file of `{"expectations": [...]}` over the columns that
+    docs/architecture.md lists."""
+
+
+class Parallelism(Contract):
+    """How the model is spread over the ranks."""
+
+    zero: Literal[0, 1] = 1
+
+
+class Finetune(Contract):
+    """How to train."""
+
+    method: Literal["full"] = "full"
+    nodes: Annotated[int, Field(ge=1, le=64)] = 2
+    procs_per_node: Annotated[int, Field(ge=1, le=16)] = 1
+    parallelism: Parallelism = Parallelism()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    batch_size: PositiveInt = 32
+    """Rows (with `packing`: packed sequences) per optimizer step, over all ranks."""
+    gradient_accumulation: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    warmup_fraction: Fraction = 0.05
+    decay: Literal["linear", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
+    max_seq_len: Annotated[int, Field(ge=16)] = 256
+    batching: Literal["length_grouped", "packing"] = "length_grouped"
+    prompt_loss_weight: Fraction = 0.0
+    """0 trains on the assistant's tokens only; above it, the prompt's tokens count with this weight, which
+    helps a model that starts from nothing to learn the language."""
+    checkpoint_every_steps: PositiveInt = 200
+    keep_checkpoints: PositiveInt = 2
+    seed: int = 0
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.procs_per_node
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        share = self.world_size * self.gradient_accumulation
+        if self.batch_size % share:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be divisible by nodes ({self.nodes}) × procs_per_node"
+                f" ({self.procs_per_node}) × gradient_accumulation ({self.gradient_accumulation}) = {share}"
+            )
+        return self
+
+
+class Evaluate(Contract):
+    """How the model is scored, with the engine that serves it."""
+
+    max_rows: PositiveInt | None = None
+    """Of the held-out rows, the first so many; all of them if left out."""
+    max_new_tokens: PositiveInt = 32
+    primary_metric: Literal["exact_match", "token_f1"] = "exact_match"
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    seed: int = 0
+
+
+class Compress(Contract):
+    """Which quantized forms to try, in order; the first that keeps enough of the score is released."""
+
+    ladder: tuple[Scheme, ...] = ("w4a16", "w8a8", "none")
+    min_recovery: Fraction = 0.98
+    """Quantized score ÷ baseline score; the lower end of its confidence interval must reach this."""
+    calibration_rows: PositiveInt = 256
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _ladder_is_sound(self) -> Self:
+        if not self.ladder:
+            raise ValueError("ladder is empty: name at least one of w4a16, w8a8, none")
+        if len(set(self.ladder)) != len(self.ladder):
+            raise ValueError(f"ladder {list(self.ladder)} names a scheme twice")
+        if "none" in self.ladder[:-1]:
+            raise ValueError("`none` always passes, so it can only stand at the end of the ladder")
+        return self
+
+
+class Gates(Contract):
+    """What a model must reach before it may become the champion."""
+
+    min_score: Fraction = 0.0
+    """Of the primary metric, after compression."""
+    max_loss: Annotated[float, Field(gt=0)] | None = None
+    champion_margin: Fraction = 0.02
+    """The challenger may score at most this much below the champion on the same rows (the lower end of the
+    paired interval of the difference must lie above −margin)."""
+
+
+class Promote(Contract):
+    """Who decides that a version becomes the champion."""
+
+    policy: Literal["auto", "manual"] = "auto"
+
+
+class Rollout(Contract):
+    """How traffic moves to a new version."""
+
+    replicas: Annotated[int, Field(ge=1, le=32)] = 2
+    steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (5, 25, 50, 100)
+    """Per cent of the traffic on the canary, rising to 100."""
+    step_s: Annotated[float, Field(ge=1)] = 10.0
+    """Seconds of observation at each step."""
+    min_requests: Annotated[int, Field(ge=0)] = 20
+    """Canary requests wanted at each step; where clients send fewer, probes fill up and the report says so."""
+    max_error_rate: Fraction = 0.01
+    max_latency_ratio: Annotated[float, Field(gt=0)] = 3.0
+    """The canary's median latency ÷ the stable version's."""
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    keep_warm_s: Annotated[float, Field(ge=0)] = 120.0
+    """The replaced version's replicas stay up this long, so that rolling back is a weight change."""
+    max_model_len: PositiveInt = 256
+    kv_cache_mib: PositiveInt = 128
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
+            raise ValueError(f"steps {list(self.steps)} must rise and end at 100, e.g. [5, 25, 50, 100]")
+        return self
+
+
+class Deadlines(Contract):
+    """Seconds after which a step's job is ended, wherever its worker is."""
+
+    plan_s: PositiveInt = 300
+    validate_s: PositiveInt = 1800
+    finetune_s: PositiveInt = 21_600
+    evaluate_s: PositiveInt = 3600
+    compress_s: PositiveInt = 3600
+    register_s: PositiveInt = 600
+    promote_s: PositiveInt = 600
+
+
+class Recipe(Contract):
+    """One release, from the data set to the fleet."""
+
+    name: Name
+    """The registered model's name in MLflow, and what clients send as `model`."""
+    description: str = ""
+    schedule: str | None = None
+    """A cron expression; with it the recipe gets a DAG of its own that runs by the clock."""
+    dataset: Dataset
+    base_model: BaseModelSource
+    validation: Validation = Validation()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    compress: Compress = Compress()
+    gates: Gates = Gates()
+    promote: Promote = Promote()
+    rollout: Rollout = Rollout()
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        init = self.base_model.init
+        if init and self.finetune.max_seq_len > init.max_position_embeddings:
+            raise ValueError(
+                f"finetune.max_seq_len ({self.finetune.max_seq_len}) must not exceed"
+                f" base_model.init.max_position_embeddings ({init.max_position_embeddings})"
+            )
+        if init and self.rollout.max_model_len > init.max_position_embeddings:
+            raise ValueError(
+                f"rollout.max_model_len ({self.rollout.max_model_len}) must not exceed"
+                f" base_model.init.max_position_embeddings ({init.max_position_embeddings})"
+            )
+        if self.evaluate.max_new_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"evaluate.max_new_tokens ({self.evaluate.max_new_tokens}) must be below"
+                f" rollout.max_model_len ({self.rollout.max_model_len})"
+            )
+        return self

@@ -1,0 +1,274 @@
+"""A Spec and a Result for each step, and the table of steps."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.contracts import recipe as recipes
+from pipeline.contracts.base import ArtifactRef, Contract, Digest, FileRef, FolderRef, ModelRef, Result, Spec
+
+
+class Estimate(Contract):
+    """A figure with its bootstrap confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# --- plan: checks the recipe and pins every input by digest ------------------------------------------------------
+
+
+class PlanSpec(Spec):
+    recipe: dict[str, Any]
+    """As the user gave it, overrides applied; checked by the step."""
+    request_id: str
+    """Of the DAG run: a plan looks at files that may have changed, so it is never reused by another run."""
+
+
+class PlanResult(Result):
+    recipe: recipes.Recipe
+    """Every default filled in."""
+    recipe_digest: Digest
+    train: FileRef
+    eval: FileRef
+    base_model: FolderRef | None
+    """None for `init` and for hub ids, whose `recipe.base_model.revision` is then the pinned commit."""
+    suite: FileRef | None = None
+
+
+# --- validate ----------------------------------------------------------------------------------------------------
+
+
+class ValidateSpec(Spec):
+    train: FileRef
+    eval: FileRef
+    format: Literal["chat"] = "chat"
+    rules: recipes.Validation
+    suite: FileRef | None = None
+    base_model: FolderRef | None = None
+    """Whose tokenizer counts tokens."""
+
+
+class ValidateResult(Result):
+    """Files: train.jsonl, eval.jsonl (one chat row a line, as validated), report.html, report.json."""
+
+    train_rows: int
+    eval_rows: int
+    labels: tuple[str, ...]
+    """Distinct answers in the training rows, sorted, when there are at most 1,000."""
+    rules: int
+    """How many expectations were checked, all of them met."""
+
+
+# --- finetune ----------------------------------------------------------------------------------------------------
+
+
+class FinetuneSpec(Spec):
+    dataset: ArtifactRef
+    """Of validate."""
+    base_model: recipes.BaseModelSource
+    base_model_folder: FolderRef | None = None
+    settings: recipes.Finetune
+
+
+class FinetuneResult(Result):
+    """Files: a Hugging Face folder (config.json, model.safetensors, tokenizer.json, chat_template.jinja, …),
+    loss.png and metrics.jsonl under training/."""
+
+    steps: int
+    parameters: int
+    final_train_loss: float
+    train_tokens: int
+    """Real (non-padding) tokens seen in training."""
+
+
+# --- evaluate ----------------------------------------------------------------------------------------------------
+
+
+class Scores(Contract):
+    rows: int
+    loss: float
+    """Mean negative log-likelihood of the reference answers' tokens, in nats."""
+    exact_match: Estimate
+    token_f1: Estimate
+
+    def primary(self, metric: str) -> Estimate:
+        estimate: Estimate = getattr(self, metric)
+        return estimate
+
+
+class EvaluateSpec(Spec):
+    model: ModelRef
+    dataset: ArtifactRef
+    """Of validate; its eval.jsonl is scored."""
+    settings: recipes.Evaluate
+    max_model_len: int
+
+
+class EvaluateResult(Result):
+    """Files: predictions.jsonl, a row a line: row, prompt, reference, prediction, exact_match, token_f1, loss."""
+
+    scores: Scores
+
+
+# --- compress and evaluate_compressed ------------------------------------------------------------------------------
+
+
+class CompressSpec(Spec):
+    model: ModelRef
+    dataset: ArtifactRef
+    """Of validate; calibration rows come from its train.jsonl."""
+    settings: recipes.Compress
+    max_seq_len: int
+
+
+class Rung(Contract):
+    scheme: recipes.Scheme
+    path: str
+    """Of the model folder inside the artifact."""
+    size_bytes: int
+    """Of its weights."""
+
+
+class CompressResult(Result):
+    """Files: a folder in compressed-tensors form for each scheme of the ladder but `none`."""
+
+    rungs: tuple[Rung, ...]
+    baseline_size_bytes: int
+
+
+class EvaluateCompressedSpec(Spec):
+    baseline: ArtifactRef
+    """Of evaluate."""
+    model: ModelRef
+    """The unquantized model: the last rung."""
+    compressed: ArtifactRef
+    dataset: ArtifactRef
+    settings: recipes.Evaluate
+    ladder: tuple[recipes.Scheme, ...]
+    min_recovery: float
+    max_model_len: int
+
+
+class Trial(Contract):
+    """One rung that was tried."""
+
+    scheme: recipes.Scheme
+    scores: Scores
+    recovery: Estimate
+    passed: bool
+    reason: str
+    """A sentence with the figures."""
+
+
+class EvaluateCompressedResult(Result):
+    """Files: predictions.jsonl of the chosen model."""
+
+    scheme: recipes.Scheme
+    """Of the bundle that is to be registered; `none` is the unquantized model itself."""
+    path: str
+    """Of the bundle's folder inside the compress artifact, or (`none`) inside the finetune artifact."""
+    size_bytes: int
+    """Of its weights."""
+    scores: Scores
+    baseline: Scores
+    trials: tuple[Trial, ...]
+    reason: str
+
+
+# --- register and promote --------------------------------------------------------------------------------------------
+
+
+class RegisterSpec(Spec):
+    name: str
+    recipe: recipes.Recipe
+    dataset: ArtifactRef
+    finetuned: ArtifactRef
+    bundle: ModelRef
+    evaluation: ArtifactRef
+    """Of evaluate_compressed."""
+
+
+class RegisterResult(Result):
+    """Files: model_card.md."""
+
+    name: str
+    version: str
+    bundle_digest: Digest
+    """Over the model folder's files: what a replica must load."""
+
+
+class PromoteSpec(Spec):
+    registration: ArtifactRef
+    gates: recipes.Gates
+    metric: Literal["exact_match", "token_f1"]
+    confidence: float = 0.95
+    policy: Literal["auto", "manual"]
+    approved_by: str | None = None
+    """With `manual`: who approved it."""
+    request_id: str
+    """Promotion looks at the registry, which changes, so it is never reused by another run."""
+
+
+class PromoteResult(Result):
+    name: str
+    version: str
+    promoted: bool
+    reason: str
+    champion_before: str | None
+    comparison: Estimate | None
+    """Challenger − champion on the same rows, primary metric."""
+
+
+# --- rollout -----------------------------------------------------------------------------------------------------
+
+
+class RolloutSpec(Spec):
+    name: str
+    generation: int
+    """Numbers the rollouts of one model; a phase that its generation has done already does nothing."""
+    phase: Literal["plan", "start_canary", "shift", "analyse", "promote", "roll_back", "retire"]
+    version: str | None = None
+    step: int | None = None
+    """Index into the recipe's `rollout.steps`, for shift and analyse."""
+    reason: str = ""
+    """For roll_back."""
+    request_id: str
+
+
+class RolloutResult(Result):
+    name: str
+    generation: int
+    phase: str
+    outcome: Literal["done", "nothing_to_do", "healthy", "unhealthy", "superseded"]
+    reason: str
+    version: str | None = None
+    """The version that the rollout brings."""
+    previous: str | None = None
+    steps: tuple[int, ...] = ()
+    observed: dict[str, float | int | str] = Field(default_factory=dict)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+class StepInfo(Contract):
+    spec: type[Spec]
+    result: type[Result]
+    environment: Literal["control", "model", "serve"]
+    version: int = 1
+    """Raise it when the step's code changes what it produces for the same spec."""
+
+
+STEPS: dict[str, StepInfo] = {
+    "plan": StepInfo(spec=PlanSpec, result=PlanResult, environment="control"),
+    "validate": StepInfo(spec=ValidateSpec, result=ValidateResult, environment="control"),
+    "finetune": StepInfo(spec=FinetuneSpec, result=FinetuneResult, environment="model"),
+    "evaluate": StepInfo(spec=EvaluateSpec, result=EvaluateResult, environment="serve"),
+    "compress": StepInfo(spec=CompressSpec, result=CompressResult, environment="model"),
+    "evaluate_compressed": StepInfo(spec=EvaluateCompressedSpec, result=EvaluateCompressedResult, environment="serve"),
+    "register": StepInfo(spec=RegisterSpec, result=RegisterResult, environment="control"),
+    "promote": StepInfo(spec=PromoteSpec, result=PromoteResult, environment="control"),
+    "rollout": StepInfo(spec=RolloutSpec, result=RolloutResult, environment="control"),
+}

@@ -1,0 +1,1 @@
+"""Rows: reading, rules, generated demonstration data, overlap."""

@@ -1,0 +1,1 @@
+"""Scoring with the serving engine, and statistics over rows."""

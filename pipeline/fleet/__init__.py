@@ -1,0 +1,1 @@
+"""The serving fleet: replicas, the gateway, rollouts."""

@@ -1,0 +1,88 @@
+"""The only module that reads the environment.
+
+| variable                | default                    | what it says                                              |
+|-------------------------|----------------------------|-----------------------------------------------------------|
+| SLIPWAY_HOME            | <root>/.slipway            | the folder of all state: databases, logs, jobs, the fleet |
+| SLIPWAY_VENVS           | <root>/.venvs              | the folder of the three Python environments               |
+| SLIPWAY_STORE           | file://$SLIPWAY_HOME/store | where artifacts live                                      |
+| SLIPWAY_S3_ENDPOINT     | none                       | of an S3-compatible server that is not AWS                |
+| MLFLOW_TRACKING_URI     | none                       | the MLflow server                                         |
+| SLIPWAY_RELEASE         | none                       | the MLflow experiment that a step logs to                 |
+| SLIPWAY_NODE_RANK       | 0                          | this node of a job of several nodes                       |
+| SLIPWAY_NODES           | 1                          | how many nodes the job has                                |
+| SLIPWAY_RENDEZVOUS      | none                       | host:port at which the job's nodes meet                   |
+| SLIPWAY_JOB_ID          | none                       | the backend's name for the job, the same on every node    |
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import SpecError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Of the checkout (or, in an image, of the installed tree)."""
+
+
+class Settings(BaseModel):
+    """Where things are, for this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home_path: Path
+    venvs_path: Path
+    store_uri: str
+    s3_endpoint: str | None = None
+    tracking_uri: str | None = None
+    release: str | None = None
+    node_rank: int = 0
+    nodes: int = 1
+    rendezvous: str | None = None
+    job_id: str | None = None
+
+    @property
+    def work_path(self) -> Path:
+        """Scratch that survives a killed attempt: checkpoints, staged files."""
+        return self.home_path / "work"
+
+    @property
+    def cache_path(self) -> Path:
+        """Verified local copies of remote artifacts, by digest."""
+        return self.home_path / "cache"
+
+    def python_path(self, environment: str) -> Path:
+        """The interpreter of one of the three environments."""
+        return self.venvs_path / environment / "bin" / "python"
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that `environ` gives.
+
+    Raises:
+        SpecError: a number that is none, or a node rank outside the job.
+    """
+    home = Path(environ.get("SLIPWAY_HOME") or ROOT / ".slipway").absolute()
+    nodes, node_rank = _number(environ, "SLIPWAY_NODES", 1), _number(environ, "SLIPWAY_NODE_RANK", 0)
+    if not 0 <= node_rank < nodes:
+        raise SpecError(f"SLIPWAY_NODE_RANK is {node_rank}, expected 0 to {nodes - 1} (SLIPWAY_NODES is {nodes})")
+    return Settings(
+        home_path=home,
+        venvs_path=Path(environ.get("SLIPWAY_VENVS") or ROOT / ".venvs").absolute(),
+        store_uri=environ.get("SLIPWAY_STORE") or f"file://{home}/store",
+        s3_endpoint=environ.get("SLIPWAY_S3_ENDPOINT") or None,
+        tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+        release=environ.get("SLIPWAY_RELEASE") or None,
+        node_rank=node_rank,
+        nodes=nodes,
+        rendezvous=environ.get("SLIPWAY_RENDEZVOUS") or None,
+        job_id=environ.get("SLIPWAY_JOB_ID") or None,
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise SpecError(f"{name} is {text!r}, expected a whole number")
+    return int(text)

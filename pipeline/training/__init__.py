@@ -1,0 +1,1 @@
+"""Fine-tuning: tokenizing, batching, the DeepSpeed engine, checkpoints, export."""

@@ -1,0 +1,1 @@
+"""Slipway inside Airflow: operators, triggers, backends. Uses only the light side of `pipeline`."""
