@@ -45,7 +45,7 @@ class InitModel(Contract):
 
     vocab_size: Annotated[int, Field(ge=300, le=200_000)] = 2048
     hidden_size: PositiveInt = 128
-    intermediate_size: PositiveInt = 344
+    intermediate_size: PositiveInt = 384
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4
     num_kv_heads: PositiveInt = 2
@@ -258,6 +258,21 @@ class Recipe(Contract):
     promote: Promote = Promote()
     rollout: Rollout = Rollout()
     deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _kernels_accept(self) -> Self:
+        """The serving engine's 4-bit kernel on CPU takes layers whose sizes are multiples of 32, and only those."""
+        init = self.base_model.init
+        if init is None or "w4a16" not in self.compress.ladder:
+            return self
+        for name in ("hidden_size", "intermediate_size"):
+            size = getattr(init, name)
+            if size % 32:
+                raise ValueError(
+                    f"base_model.init.{name} ({size}) must be a multiple of 32 when compress.ladder names w4a16,"
+                    f" e.g. {-(-size // 32) * 32}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
