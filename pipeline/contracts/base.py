@@ -11,9 +11,9 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Contract(BaseModel):
-    """Immutable, and closed to fields that it does not know."""
+    """Immutable, and closed to fields that it does not know. Infinity and NaN have no canonical form."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Content(Contract):
