@@ -226,12 +226,12 @@ class PromoteResult(Result):
 
 class RolloutSpec(Spec):
     name: str
-    generation: int
-    """Numbers the rollouts of one model; a phase that its generation has done already does nothing."""
-    phase: Literal["plan", "start_canary", "shift", "analyse", "promote", "roll_back", "retire"]
+    generation: int = 0
+    """Numbers the rollouts of one model; a phase that its generation has done already does nothing.
+    For `plan` 0: it allocates the number, the same one for the same `request_id`."""
+    phase: Literal["plan", "start_canary", "shift", "promote", "roll_back", "retire"]
     version: str | None = None
-    step: int | None = None
-    """Index into the recipe's `rollout.steps`, for shift and analyse."""
+    """The version that `plan` named; None for `plan`."""
     reason: str = ""
     """For roll_back."""
     request_id: str
