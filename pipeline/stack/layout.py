@@ -1,0 +1,250 @@
+"""The state folder: where everything of one Slipway lives, its ports, and its credentials.
+
+Reads and writes `stack.json` (the ports, chosen once) and `credentials.json` (mode 0600, generated once) in the home
+folder. Everything else is a name of a path.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.contracts.base import Contract
+from pipeline.errors import SpecError
+
+T = TypeVar("T", bound=Contract)
+
+MAX_SOCKET_FOLDER_CHARS = 80
+"""The kernel takes 107 bytes for a socket's path; the longest name that is put into the folder needs 20."""
+
+
+class Ports(Contract):
+    """TCP ports on loopback. Replicas take free ones as they start."""
+
+    airflow: int
+    mlflow: int
+    gateway: int
+    gateway_admin: int
+
+
+class Credentials(Contract):
+    """Secrets of this home. None of them leaves the machine."""
+
+    api_key: str
+    """Of the gateway: `Authorization: Bearer …`."""
+    airflow_user: str
+    airflow_password: str
+    airflow_jwt_secret: str
+    airflow_fernet_key: str
+    airflow_secret_key: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below one home folder."""
+
+    home_path: Path
+
+    @property
+    def stack_path(self) -> Path:
+        return self.home_path / "stack.json"
+
+    @property
+    def credentials_path(self) -> Path:
+        return self.home_path / "credentials.json"
+
+    @property
+    def logs_path(self) -> Path:
+        return self.home_path / "logs"
+
+    @property
+    def supervisor_path(self) -> Path:
+        return self.home_path / "supervisor"
+
+    @property
+    def postgres_path(self) -> Path:
+        return self.home_path / "postgres"
+
+    @property
+    def airflow_path(self) -> Path:
+        return self.home_path / "airflow"
+
+    @property
+    def mlflow_path(self) -> Path:
+        return self.home_path / "mlflow"
+
+    @property
+    def gateway_path(self) -> Path:
+        return self.home_path / "gateway"
+
+    @property
+    def fleet_path(self) -> Path:
+        return self.home_path / "fleet"
+
+    @property
+    def jobs_path(self) -> Path:
+        return self.home_path / "jobs"
+
+    @property
+    def store_path(self) -> Path:
+        return self.home_path / "store"
+
+    @property
+    def work_path(self) -> Path:
+        return self.home_path / "work"
+
+    @property
+    def cache_path(self) -> Path:
+        return self.home_path / "cache"
+
+    @property
+    def data_path(self) -> Path:
+        return self.home_path / "data"
+
+    @property
+    def dags_path(self) -> Path:
+        """Generated DAG files: one for each recipe with a schedule."""
+        return self.home_path / "dags"
+
+    @property
+    def recipes_path(self) -> Path:
+        """The user's own recipes, found by name."""
+        return self.home_path / "recipes"
+
+    @property
+    def runtime_path(self) -> Path:
+        """Unix sockets: inside the home, or, where the home's path is too long for a socket, in the temp folder."""
+        inside = self.home_path / "run"
+        if len(os.fsencode(inside)) <= MAX_SOCKET_FOLDER_CHARS:
+            return inside
+        name = hashlib.sha256(os.fsencode(self.home_path)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"slipway-{os.getuid()}-{name}"
+
+    def log_path(self, name: str) -> Path:
+        """Of a supervised program."""
+        return self.logs_path / f"{name}.log"
+
+    def create(self) -> None:
+        """Makes the folders, the owner's alone."""
+        self.home_path.mkdir(parents=True, exist_ok=True)
+        self.home_path.chmod(0o700)
+        for folder in (
+            self.logs_path,
+            self.supervisor_path,
+            self.airflow_path,
+            self.mlflow_path,
+            self.gateway_path,
+            self.fleet_path,
+            self.jobs_path,
+            self.store_path,
+            self.work_path,
+            self.cache_path,
+            self.data_path,
+            self.dags_path,
+            self.recipes_path,
+        ):
+            folder.mkdir(exist_ok=True)
+        self._create_runtime()
+
+    def _create_runtime(self) -> None:
+        folder = self.runtime_path
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise SpecError(f"{folder} belongs to somebody else: remove it, or set SLIPWAY_HOME to a shorter path")
+        folder.chmod(0o700)
+
+    def ports(self) -> Ports:
+        """The ports of this home.
+
+        Raises:
+            SpecError: the stack was never started here, or `stack.json` is damaged.
+        """
+        return read_json(self.stack_path, Ports)
+
+    def choose_ports(self, wanted: dict[str, int] | None = None) -> Ports:
+        """The ports of this home, with `wanted` ones set and those never chosen before taken from the free ones."""
+        known = self.ports().model_dump() if self.stack_path.exists() else {}
+        chosen = {**known, **(wanted or {})}
+        unknown = set(chosen) - set(Ports.model_fields)
+        if unknown:
+            raise SpecError(f"no part has a port named {sorted(unknown)}, expected one of {sorted(Ports.model_fields)}")
+        chosen |= _free_ports([name for name in Ports.model_fields if name not in chosen], taken=set(chosen.values()))
+        if len(set(chosen.values())) != len(chosen):
+            raise SpecError(f"the ports {chosen} name one port twice: give every part its own")
+        ports = Ports(**chosen)
+        if ports.model_dump() != known:
+            write_json(self.stack_path, ports)
+        return ports
+
+    def credentials(self) -> Credentials:
+        """The credentials of this home.
+
+        Raises:
+            SpecError: the stack was never started here, or `credentials.json` is damaged.
+        """
+        return read_json(self.credentials_path, Credentials)
+
+    def ensure_credentials(self) -> Credentials:
+        """The credentials of this home, generated if it has none."""
+        if not self.credentials_path.exists():
+            write_json(self.credentials_path, _new_credentials())
+        return self.credentials()
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The contract that `path` holds."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SpecError(f"no {path}: the stack was never started here; run `./slipway up`") from error
+    except ValidationError as error:
+        raise SpecError(
+            f"{path} is damaged ({error}): remove it while the stack is down, then `./slipway up`"
+        ) from error
+
+
+def write_json(path: Path, value: Contract) -> None:
+    """Replaces `path` in one move; only the owner may read it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.touch(mode=0o600)
+    fresh.write_text(json.dumps(value.model_dump(), indent=2) + "\n")
+    fresh.replace(path)
+
+
+def _free_ports(names: list[str], *, taken: set[int]) -> dict[str, int]:
+    """A free loopback port for each name, all held at once so that none is given twice."""
+    held = []
+    ports: dict[str, int] = {}
+    for name in names:
+        while name not in ports:
+            held.append(socket.create_server(("127.0.0.1", 0)))
+            port = held[-1].getsockname()[1]
+            if port not in taken:
+                ports[name] = port
+    for holder in held:
+        holder.close()
+    return ports
+
+
+def _new_credentials() -> Credentials:
+    return Credentials(
+        api_key=f"slipway-{secrets.token_urlsafe(24)}",
+        airflow_user="admin",
+        airflow_password=secrets.token_urlsafe(18),
+        airflow_jwt_secret=secrets.token_urlsafe(48),
+        airflow_fernet_key=_fernet_key(),
+        airflow_secret_key=secrets.token_urlsafe(32),
+    )
+
+
+def _fernet_key() -> str:
+    """32 random bytes in URL-safe base64, padded: what Airflow encrypts its stored connections with."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
