@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import SpecError, TransientError
+from pipeline.job import Job
 
 HTTP_RETRIES = 6
 """With a back-off of 1 s that doubles, the pauses add up to 62 s: 0, 2, 4, 8, 16, 32."""
@@ -17,6 +18,20 @@ _NOT_ALLOWED = (401, 403)
 _SERVER_FAULTS_FROM = 500
 _TOO_MANY_REQUESTS = 429
 _NOT_FOUND = 404
+
+
+def required_tracking_uri(job: Job) -> str:
+    """Where MLflow is, for a step that cannot do without it.
+
+    Raises:
+        SpecError: nobody said.
+    """
+    if job.settings.tracking_uri is None:
+        raise SpecError(
+            f"{job.step} needs MLflow, but MLFLOW_TRACKING_URI is not set; set it to the server's address,"
+            " e.g. http://127.0.0.1:5000"
+        )
+    return job.settings.tracking_uri
 
 
 def connect(tracking_uri: str) -> Any:
