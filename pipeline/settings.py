@@ -12,6 +12,7 @@
 | SLIPWAY_NODES           | 1                          | how many nodes the job has                                |
 | SLIPWAY_RENDEZVOUS      | none                       | host:port at which the job's nodes meet                   |
 | SLIPWAY_JOB_ID          | none                       | the backend's name for the job, the same on every node    |
+| SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY or GATEWAY_ADMIN              |
 """
 
 import os
@@ -24,6 +25,8 @@ from pipeline.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
 """Of the checkout (or, in an image, of the installed tree)."""
+
+PORT_PREFIX = "SLIPWAY_PORT_"
 
 
 class Settings(BaseModel):
@@ -41,6 +44,8 @@ class Settings(BaseModel):
     nodes: int = 1
     rendezvous: str | None = None
     job_id: str | None = None
+    ports: dict[str, int] = {}
+    """Part of the local stack to the port that the user wants for it."""
 
     @property
     def work_path(self) -> Path:
@@ -78,6 +83,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         nodes=nodes,
         rendezvous=environ.get("SLIPWAY_RENDEZVOUS") or None,
         job_id=environ.get("SLIPWAY_JOB_ID") or None,
+        ports={
+            name.removeprefix(PORT_PREFIX).lower(): _number(environ, name, 0)
+            for name, text in environ.items()
+            if name.startswith(PORT_PREFIX) and text
+        },
     )
 
 
@@ -86,3 +96,8 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal():
         raise SpecError(f"{name} is {text!r}, expected a whole number")
     return int(text)
+
+
+def child_environment(changes: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a program that this process starts: its own, with `changes`."""
+    return {**environ, **changes}

@@ -51,6 +51,11 @@ class InitModel(Contract):
     num_kv_heads: PositiveInt = 2
     max_position_embeddings: Annotated[int, Field(ge=32)] = 256
     tie_word_embeddings: bool = True
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In training only."""
+    lowercase_prompts: bool = False
+    """The chat template lower-cases all but the assistant's messages, in training and when served: a small model
+    need not learn that "Card" is "card"."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
