@@ -92,6 +92,8 @@ class Scores(Contract):
     """Mean negative log-likelihood of the reference answers' tokens, in nats."""
     exact_match: Estimate
     token_f1: Estimate
+    too_long_rows: int = 0
+    """Rows whose prompt and reference do not fit `max_model_len`: scored 0, and left out of the loss."""
 
     def primary(self, metric: str) -> Estimate:
         estimate: Estimate = getattr(self, metric)
@@ -107,7 +109,8 @@ class EvaluateSpec(Spec):
 
 
 class EvaluateResult(Result):
-    """Files: predictions.jsonl, a row a line: row, prompt, reference, prediction, exact_match, token_f1, loss."""
+    """Files: predictions.jsonl, a row a line: row, prompt, reference, prediction, exact_match, token_f1, loss
+    (see pipeline/evaluation/predictions.py)."""
 
     scores: Scores
 
@@ -156,7 +159,8 @@ class Trial(Contract):
 
     scheme: recipes.Scheme
     scores: Scores
-    recovery: Estimate
+    recovery: Estimate | None
+    """Quantized ÷ baseline score on the same rows; None when the baseline scores 0."""
     passed: bool
     reason: str
     """A sentence with the figures."""
