@@ -1,0 +1,191 @@
+"""Airflow's four programs, their settings, and their health.
+
+All settings go through AIRFLOW__… variables, so that the one source of truth is this module. Writes `home/airflow`
+and the logs of tasks below `home/logs/airflow`.
+"""
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from typing import Any
+
+import httpx
+
+from pipeline.errors import SlipwayError
+from pipeline.settings import ROOT, Settings
+from pipeline.stack import mlflow_part, postgres_part
+from pipeline.stack.layout import Layout
+from pipeline.stack.supervisor import Program, Supervisor
+
+PROGRAMS = {
+    "airflow-api-server": ("api-server", "--workers", "1"),
+    "airflow-scheduler": ("scheduler", "--skip-serve-logs"),
+    "airflow-dag-processor": ("dag-processor",),
+    "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
+}
+HEARTBEATS = {
+    "airflow-scheduler": "scheduler",
+    "airflow-dag-processor": "dag_processor",
+    "airflow-triggerer": "triggerer",
+}
+"""Program to its name in Airflow's health report."""
+MIGRATE_TIMEOUT_S = 300
+
+
+def base_url(layout: Layout) -> str:
+    return f"http://127.0.0.1:{layout.ports().airflow}"
+
+
+def environment(layout: Layout, settings: Settings) -> dict[str, str]:
+    """What every Airflow process gets."""
+    inherited = {
+        "SLIPWAY_HOME": str(layout.home_path),
+        "SLIPWAY_VENVS": str(settings.venvs_path),
+        "SLIPWAY_STORE": settings.store_uri,
+        **({"SLIPWAY_S3_ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
+        "MLFLOW_TRACKING_URI": mlflow_part.tracking_uri(layout),
+        **mlflow_part.QUIET,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "AIRFLOW_HOME": str(layout.airflow_path),
+    }
+    sections = _sections(layout)
+    variables = {
+        f"AIRFLOW__{section}__{key}".upper(): value
+        for section, options in sections.items()
+        for key, value in options.items()
+    }
+    return inherited | variables
+
+
+def programs(layout: Layout, settings: Settings) -> list[Program]:
+    shared = environment(layout, settings)
+    return [
+        Program(
+            name=name,
+            command=(sys.executable, "-m", "airflow", *arguments),
+            environment=shared,
+            directory=str(layout.airflow_path),
+            start_retries=10,
+            stop_wait_s=20,
+            priority=300,
+            autostart=False,
+            # What a killed scheduler was running may finish by itself; the others leave nothing worth keeping.
+            kill_remains=name != "airflow-scheduler",
+        )
+        for name, arguments in PROGRAMS.items()
+    ]
+
+
+def migrate(layout: Layout, settings: Settings) -> None:
+    """Brings the database to this Airflow's schema; nothing to do if that version did it before.
+
+    Raises:
+        SlipwayError: it failed; the message names the log.
+    """
+    stamp = layout.airflow_path / "migrated"
+    version = metadata.version("apache-airflow")
+    if stamp.exists() and stamp.read_text() == version:
+        return
+    variables = [f"{name}={value}" for name, value in environment(layout, settings).items()]
+    log_path = layout.log_path("airflow-migrate")
+    with log_path.open("w") as log:
+        done = subprocess.run(
+            ["env", *variables, sys.executable, "-m", "airflow", "db", "migrate"],
+            cwd=layout.airflow_path,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            timeout=MIGRATE_TIMEOUT_S,
+        )
+    if done.returncode:
+        raise SlipwayError(f"`airflow db migrate` failed (exit code {done.returncode}): see {log_path}")
+    stamp.write_text(version)
+
+
+def write_passwords(layout: Layout) -> None:
+    """The file that Airflow's SimpleAuthManager reads."""
+    credentials = layout.credentials()
+    path = layout.airflow_path / "passwords.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({credentials.airflow_user: credentials.airflow_password}) + "\n")
+
+
+def unhealthy(layout: Layout, supervisor: Supervisor) -> list[str]:
+    """The programs that are not healthy: not running, or without a heartbeat since they were started."""
+    try:
+        report = httpx.get(f"{base_url(layout)}/api/v2/monitor/health", timeout=3, trust_env=False).json()
+    except (httpx.TransportError, ValueError):
+        return list(PROGRAMS)
+    if report.get("metadatabase", {}).get("status") != "healthy":
+        return list(PROGRAMS)
+    states = {state.name: state for state in supervisor.states()}
+    return [
+        name
+        for name in PROGRAMS
+        if name not in states
+        or states[name].state != "RUNNING"
+        or (name in HEARTBEATS and not _has_heartbeat(report.get(HEARTBEATS[name]), states[name].started_at))
+    ]
+
+
+def _has_heartbeat(part: dict[str, Any] | None, since: int) -> bool:
+    if not part or part.get("status") != "healthy":
+        return False
+    latest = next((value for name, value in part.items() if name.startswith("latest_") and value), None)
+    return latest is not None and datetime.fromisoformat(latest).timestamp() >= since
+
+
+def _sections(layout: Layout) -> dict[str, dict[str, str]]:
+    credentials, ports = layout.credentials(), layout.ports()
+    bundles = [
+        {
+            "name": name,
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(path)},
+        }
+        for name, path in {"slipway": ROOT / "dags", "schedules": layout.dags_path}.items()
+    ]
+    return {
+        "core": {
+            "executor": "LocalExecutor",
+            "parallelism": "8",
+            "dags_folder": str(ROOT / "dags"),
+            "plugins_folder": str(ROOT / "plugins"),
+            "load_examples": "False",
+            "dags_are_paused_at_creation": "False",
+            "fernet_key": credentials.airflow_fernet_key,
+            "simple_auth_manager_users": f"{credentials.airflow_user}:admin",
+            "simple_auth_manager_passwords_file": str(layout.airflow_path / "passwords.json"),
+            "execution_api_server_url": f"http://127.0.0.1:{ports.airflow}/execution/",
+        },
+        "database": {"sql_alchemy_conn": postgres_part.uri(layout, "airflow")},
+        "logging": {"base_log_folder": str(layout.logs_path / "airflow"), "colored_console_log": "False"},
+        "api": {
+            "host": "127.0.0.1",
+            "port": str(ports.airflow),
+            "base_url": f"http://127.0.0.1:{ports.airflow}",
+            "secret_key": credentials.airflow_secret_key,
+        },
+        "api_auth": {"jwt_secret": credentials.airflow_jwt_secret},
+        "scheduler": {
+            # Tasks are handed on within a tenth of a second; costs about a tenth of a core.
+            "scheduler_idle_sleep_time": "0.1",
+            # A killed scheduler's or worker's tasks are taken over within half a minute, not five.
+            "orphaned_tasks_check_interval": "15",
+            "task_instance_heartbeat_timeout": "60",
+            "task_instance_heartbeat_timeout_detection_interval": "10",
+        },
+        "triggerer": {"job_heartbeat_sec": "5", "triggerer_health_check_threshold": "20"},
+        "dag_processor": {
+            "dag_bundle_storage_path": str(layout.airflow_path / "bundles"),
+            "dag_bundle_config_list": json.dumps(bundles),
+            "refresh_interval": "5",
+            "bundle_refresh_check_interval": "5",
+            "parsing_processes": "1",
+        },
+        "usage_data_collection": {"enabled": "False"},
+    }

@@ -1,0 +1,186 @@
+"""Brings the whole stack up and down: `up`, `down`, and what is up.
+
+`up` is written so that every part of it is harmless to repeat: it is also the repair after anything was killed.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from pipeline.errors import SpecError, TransientError
+from pipeline.settings import Settings
+from pipeline.stack import airflow_part, mlflow_part, postgres_part, processes
+from pipeline.stack.layout import Layout, Ports
+from pipeline.stack.supervisor import Program, ProgramState, Supervisor
+
+READY_TIMEOUT_S = 240.0
+POLL_S = 0.2
+LOG_TAIL_LINES = 20
+GATEWAY = "gateway"
+PORT_OWNERS = {
+    "airflow": "airflow-api-server",
+    "mlflow": mlflow_part.NAME,
+    "gateway": GATEWAY,
+    "gateway_admin": GATEWAY,
+}
+"""Port to the supervised program that listens on it."""
+
+Say = Callable[[str, str], None]
+"""Called with a part's name and its new state, as the stack comes up."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One home's stack."""
+
+    layout: Layout
+    settings: Settings
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return Supervisor(self.layout.home_path)
+
+    def up(self, say: Say, ports: dict[str, int] | None = None) -> None:
+        """Starts what does not run and waits until every part answers.
+
+        Args:
+            ports: part to port, for those that the caller wants; they are kept.
+
+        Raises:
+            SpecError: a port is taken; nothing was started.
+            TransientError: a part does not answer in time; the message names it and the end of its log.
+        """
+        self.layout.create()
+        wanted = {**self.settings.ports, **(ports or {})}
+        check_ports(self.layout.choose_ports(wanted), self._own_pids())
+        self.layout.ensure_credentials()
+        self.supervisor.start()
+        say("supervisor", "ready")
+        postgres_part.initialise(self.layout)
+        self._put(postgres_part.program(self.layout))
+        self._wait(postgres_part.NAME, lambda: postgres_part.is_ready(self.layout))
+        postgres_part.create_databases(self.layout)
+        say(postgres_part.NAME, "ready")
+        parts = (self._up_gateway, self._up_mlflow, self._up_airflow)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            for done in [pool.submit(part, say) for part in parts]:
+                done.result()
+
+    def down(self) -> int:
+        """Ends every process of this home, detached jobs and replicas too.
+
+        Returns:
+            How many there were.
+        """
+        if not self.layout.home_path.exists():
+            return 0
+        count = len(processes.owned(self.layout))
+        self.supervisor.stop()
+        return count
+
+    def states(self) -> list[ProgramState]:
+        return self.supervisor.states()
+
+    def _up_gateway(self, say: Say) -> None:
+        from pipeline.fleet import gateway
+
+        say(GATEWAY, "starting")
+        self._put(gateway.program(self.layout))
+        self._wait(GATEWAY, lambda: answers(f"http://127.0.0.1:{self.layout.ports().gateway_admin}/ready"))
+        say(GATEWAY, "ready")
+
+    def _up_mlflow(self, say: Say) -> None:
+        say(mlflow_part.NAME, "starting")
+        self._put(mlflow_part.program(self.layout))
+        self._wait(mlflow_part.NAME, lambda: mlflow_part.is_healthy(self.layout))
+        say(mlflow_part.NAME, "ready")
+
+    def _up_airflow(self, say: Say) -> None:
+        say("airflow", "migrating its database")
+        airflow_part.write_passwords(self.layout)
+        airflow_part.migrate(self.layout, self.settings)
+        say("airflow", "starting")
+        for program in airflow_part.programs(self.layout, self.settings):
+            self._put(program)
+        left = list(airflow_part.PROGRAMS)
+
+        def settled() -> bool:
+            still = airflow_part.unhealthy(self.layout, self.supervisor)
+            for name in set(left) - set(still):
+                say(name, "ready")
+            left[:] = still
+            return not still
+
+        self._wait(lambda: left[0], settled)
+        say("airflow", "ready")
+
+    def _put(self, program: Program) -> None:
+        self.supervisor.put(program)
+
+    def _wait(self, name: str | Callable[[], str], is_ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not is_ready():
+            part = name if isinstance(name, str) else name()
+            state = self.supervisor.state(part)
+            if state is None or state.state == "FATAL" or time.monotonic() > deadline:
+                why = "is not known to supervisord" if state is None else f"is {state.state}"
+                raise TransientError(f"{part} {why} and does not answer. {log_tail(self.layout.log_path(part))}")
+            time.sleep(POLL_S)
+
+    def _own_pids(self) -> set[int]:
+        return {process.pid for process in processes.owned(self.layout)}
+
+
+def check_ports(ports: Ports, own_pids: set[int]) -> None:
+    """Refuses ports that somebody else holds.
+
+    Raises:
+        SpecError: names each port, who holds it, and what to do.
+    """
+    taken = []
+    for name, port in ports.model_dump().items():
+        if _is_free(port):
+            continue
+        owner = processes.listener(port)
+        if owner is None or owner.pid not in own_pids:
+            taken.append(f"port {port} ({name}) is taken by {_described(owner)}")
+    if taken:
+        raise SpecError(
+            "; ".join(taken) + ". Stop that program, or choose another port: `./slipway up --port NAME=NUMBER`"
+            " (a free one is taken by itself where none was ever set)"
+        )
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=3, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def log_tail(path: Path) -> str:
+    """The end of a log, ready to stand in a message."""
+    if not path.exists():
+        return f"Its log {path} was never written."
+    lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    return "\n".join([f"The end of its log {path}:", *(f"  {line}" for line in lines)])
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _described(owner: psutil.Process | None) -> str:
+    if owner is None:
+        return "another program (of another user, so it cannot be named)"
+    return f"process {owner.pid} ({owner.name()}, of {owner.username()})"
