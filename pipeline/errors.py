@@ -4,13 +4,17 @@
     ├── SpecError           64  the request itself is wrong: a recipe, a spec, a setting
     ├── DataError           65  the data is wrong
     │   ├── GateRefused     65  a gate looked at the result and said no
-    │   └── IntegrityError  65  bytes are not what their manifest says
+    │   ├── IntegrityError  65  bytes are not what their manifest says
+    │   └── ReplicaFailed   65  a replica that does not serve what it should
     ├── TransientError      75  a fault that may pass: the store, MLflow, a full disk
     └── JobLost             75  the process that did the work died without saying why
 
 64 and 65 fail at once, 75 is retried; any other exit code is a bug. The numbers are those of BSD's sysexits.h
 (EX_USAGE, EX_DATAERR, EX_TEMPFAIL). A message says what, the offending value, what was expected, what to do.
 """
+
+import errno
+import socket
 
 EXIT_DONE = 0
 EXIT_BAD_SPEC = 64
@@ -44,6 +48,10 @@ class IntegrityError(DataError):
     """An artifact whose bytes differ from its manifest."""
 
 
+class ReplicaFailed(DataError):
+    """A replica that never became ready, keeps crashing, or answers as another version."""
+
+
 class TransientError(SlipwayError):
     """A fault that may pass by itself: retry with back-off."""
 
@@ -52,3 +60,19 @@ class TransientError(SlipwayError):
 
 class JobLost(TransientError):
     """A job whose process died without leaving an exit code."""
+
+
+TRANSIENT_ERRNOS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK, errno.EBUSY),
+        *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EADDRINUSE, errno.ENOTCONN),
+    }
+)
+"""Full or failing disks, exhausted limits, broken networks. ENOENT, EACCES and the like are not among them: retrying
+such a fault would only hide a bug or a wrong setting."""
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether a fault of the operating system may pass by itself."""
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or error.errno in TRANSIENT_ERRNOS
