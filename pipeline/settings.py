@@ -101,3 +101,9 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 def child_environment(changes: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a program that this process starts: its own, with `changes`."""
     return {**environ, **changes}
+
+
+def set_for_libraries(variables: Mapping[str, str]) -> None:
+    """Sets variables that a library reads when it is imported, for this process; what is set already stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
