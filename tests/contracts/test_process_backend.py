@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from backend_conformance import BackendConformance, OpenBackend, finished, request, wait_for, whole_log
+
 from pipeline import settings
 from pipeline.settings import ROOT
 from slipway_airflow.backends.base import Backend, JobRequest
