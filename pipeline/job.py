@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts.digests import file_entries
-from pipeline.contracts.base import ArtifactRef, ModelRef
+from pipeline.contracts.base import ArtifactRef, FileRef, FolderRef, ModelRef
 from pipeline.errors import IntegrityError
 from pipeline.settings import Settings
 
@@ -47,6 +47,14 @@ class Job:
     def fetch(self, artifact: ArtifactRef) -> Path:
         """A verified local folder of `artifact`."""
         return artifacts.fetch(artifact, self.settings.cache_path)
+
+    def fetch_file(self, ref: FileRef) -> Path:
+        """A verified local path of a file outside the store."""
+        return artifacts.fetch_file(ref, self.settings.cache_path)
+
+    def fetch_folder(self, ref: FolderRef) -> Path:
+        """A verified local path of a folder outside the store."""
+        return artifacts.fetch_folder(ref, self.settings.cache_path)
 
     def fetch_model(self, model: ModelRef) -> Path:
         """A verified local folder in Hugging Face form."""

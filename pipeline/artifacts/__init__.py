@@ -4,7 +4,17 @@
 {store}/{step}/{key}/{root}/…           the files; `root` is the first 16 digits of the content's digest
 """
 
+from pipeline.artifacts.fetching import fetch, fetch_file, fetch_folder
 from pipeline.artifacts.stores import Store, open_store
-from pipeline.artifacts.transfer import fetch, find_manifest, publish, read_manifest
+from pipeline.artifacts.transfer import find_manifest, publish, read_manifest
 
-__all__ = ["Store", "fetch", "find_manifest", "open_store", "publish", "read_manifest"]
+__all__ = [
+    "Store",
+    "fetch",
+    "fetch_file",
+    "fetch_folder",
+    "find_manifest",
+    "open_store",
+    "publish",
+    "read_manifest",
+]

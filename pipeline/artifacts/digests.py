@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.contracts.manifest import FileEntry
+from pipeline.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 
@@ -15,11 +16,18 @@ def file_digest(path: Path) -> str:
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Every regular file below `folder`, sorted by path."""
+    """Every file below `folder`, sorted by path. A link to a file counts as the file.
+
+    Raises:
+        DataError: something that is neither a file nor a real folder, and so would be lost.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is no file: links to folders, broken links and devices cannot be kept")
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=file_digest(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        for path in paths
     )
 
 

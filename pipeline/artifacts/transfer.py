@@ -1,11 +1,10 @@
-"""Publishing, finding and fetching artifacts. A manifest's digest is always checked; so are the bytes behind it."""
+"""Publishing and finding artifacts. A manifest's own digest is always checked."""
 
-import uuid
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.artifacts.digests import entries_digest, file_digest
+from pipeline.artifacts.digests import entries_digest
 from pipeline.artifacts.stores import Store, open_store
 from pipeline.contracts.base import ArtifactRef
 from pipeline.contracts.manifest import FileEntry, Manifest
@@ -15,11 +14,15 @@ MANIFEST = "manifest.json"
 
 
 def split(uri: str) -> tuple[Store, str]:
-    """`{store}/{step}/{key}` as the store and `{step}/{key}`."""
-    base, step, key = [*uri.rstrip("/").rsplit("/", 2), "", ""][:3]
-    if not key:
+    """`{store}/{step}/{key}` as the store and `{step}/{key}`.
+
+    Raises:
+        SpecError: the URI has another form, or a store that we don't know.
+    """
+    parts = uri.rstrip("/").rsplit("/", 2)
+    if len(parts) != 3 or not all(parts):
         raise SpecError(f"{uri!r} is no artifact; expected STORE/STEP/KEY")
-    return open_store(base), f"{step}/{key}"
+    return open_store(parts[0]), f"{parts[1]}/{parts[2]}"
 
 
 def content_root(entries: tuple[FileEntry, ...]) -> str:
@@ -29,8 +32,12 @@ def content_root(entries: tuple[FileEntry, ...]) -> str:
 def publish(uri: str, folder: Path, manifest: Manifest) -> Manifest:
     """Uploads `folder` and then `manifest`. Whoever comes second gets the first one's manifest.
 
+    Killed at any moment, it leaves an artifact that exists or one that does not; a later call finishes it, reuses
+    the files that are there, and removes those of attempts with other content.
+
     Raises:
-        IntegrityError: the manifest's own digest is wrong.
+        IntegrityError: the manifest does not describe `folder`.
+        SpecError: the store refuses us.
         TransientError: the store cannot be written now.
     """
     if manifest.digest != manifest.content_digest():
@@ -38,9 +45,10 @@ def publish(uri: str, folder: Path, manifest: Manifest) -> Manifest:
     store, name = split(uri)
     for entry in manifest.files:
         store.upload(folder / entry.path, f"{name}/{manifest.root}/{entry.path}", entry)
-    if store.create(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode()):
-        return manifest
-    return read_manifest(uri)
+    created = store.create(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+    published = manifest if created else read_manifest(uri)
+    _remove_leftovers(store, name, published)
+    return published
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -58,6 +66,8 @@ def find_manifest(uri: str) -> Manifest | None:
             f"{uri}/{MANIFEST} was altered: it claims digest {manifest.digest}, its content has"
             f" {manifest.content_digest()}; delete the folder and run the step again"
         )
+    if f"{manifest.step}/{manifest.key}" != name:
+        raise IntegrityError(f"{uri}/{MANIFEST} belongs to {manifest.step}/{manifest.key}; it was copied or moved here")
     return manifest
 
 
@@ -72,41 +82,9 @@ def read_manifest(artifact: ArtifactRef | str) -> Manifest:
     return manifest
 
 
-def fetch(artifact: ArtifactRef, cache_path: Path) -> Path:
-    """A local folder with the artifact's files, every byte verified. Read-only by convention.
-
-    Raises:
-        IntegrityError: a file is missing or its bytes differ from the manifest.
-    """
-    manifest = read_manifest(artifact)
-    store, name = split(artifact.uri)
-    local = store.local_path(f"{name}/{manifest.root}")
-    if local is not None:
-        verify(local, manifest.files, artifact.uri)
-        return local
-    target = cache_path / manifest.digest
-    if not target.is_dir():
-        partial = cache_path / f".{manifest.digest}.{uuid.uuid4().hex}"
-        for entry in manifest.files:
-            (partial / entry.path).parent.mkdir(parents=True, exist_ok=True)
-            store.download(f"{name}/{manifest.root}/{entry.path}", partial / entry.path)
-        partial.mkdir(parents=True, exist_ok=True)
-        verify(partial, manifest.files, artifact.uri)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    verify(target, manifest.files, artifact.uri)
-    return target
-
-
-def verify(folder: Path, files: tuple[FileEntry, ...], uri: str) -> None:
-    """Compares every file with its entry."""
-    for entry in files:
-        path = folder / entry.path
-        if not path.is_file():
-            raise IntegrityError(f"{uri}: {entry.path} is missing")
-        actual = file_digest(path)
-        if actual != entry.sha256:
-            raise IntegrityError(f"{uri}: {entry.path} was altered: sha256 is {actual}, expected {entry.sha256}")
+def _remove_leftovers(store: Store, name: str, published: Manifest) -> None:
+    """Deletes the files of killed or beaten attempts, which nothing refers to once the manifest stands."""
+    kept = {f"{name}/{MANIFEST}", *(f"{name}/{published.root}/{entry.path}" for entry in published.files)}
+    for leftover in store.names(name):
+        if leftover not in kept:
+            store.remove(leftover)

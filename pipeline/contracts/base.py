@@ -4,10 +4,21 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A sha256 in lower-case hex."""
+
+
+def _stays_inside(path: str) -> str:
+    parts = path.split("/")
+    if path != "." and (not path or "\\" in path or "\0" in path or not {"", ".", ".."}.isdisjoint(parts)):
+        raise ValueError(f"{path!r} is not a plain relative path such as models/w8a8")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_stays_inside)]
+"""With forward slashes, and unable to leave its folder: a manifest from elsewhere must not write where it likes."""
 
 
 class Contract(BaseModel):
@@ -45,7 +56,7 @@ class ModelRef(Contract):
     """A model folder inside an artifact, e.g. `path="w8a8"` of a compress artifact; "." is its root."""
 
     artifact: ArtifactRef
-    path: str = "."
+    path: RelativePath = "."
 
 
 def canonical_json(value: Any) -> bytes:

@@ -1,17 +1,17 @@
 """The manifest: written last, and the only proof that an artifact exists."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from pipeline.contracts.base import ArtifactRef, Contract, Digest, canonical_json, sha256_hex
+from pipeline.contracts.base import ArtifactRef, Contract, Digest, RelativePath, canonical_json, sha256_hex
 
 
 class FileEntry(Contract):
     """One file of an artifact; `path` is relative to the artifact's root, with forward slashes."""
 
-    path: str
-    size_bytes: int
+    path: RelativePath
+    size_bytes: Annotated[int, Field(ge=0)]
     sha256: Digest
 
 
@@ -25,7 +25,7 @@ class Manifest(Contract):
     step: str
     key: Digest
     digest: Digest
-    root: str
+    root: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     """Folder of the files, relative to the manifest; named after the content so that racing writers never mix."""
     files: tuple[FileEntry, ...]
     spec: dict[str, Any]
