@@ -1,0 +1,123 @@
+"""Fine-tunes a language model on the validated rows, on all nodes of the job together.
+
+Reads validate's train.jsonl and the base model. The first node leaves a Hugging Face folder, training/metrics.jsonl
+and training/loss.png; every node keeps checkpoints in its scratch until the artifact is published.
+"""
+
+import shutil
+from pathlib import Path
+
+from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.specs import FinetuneResult, FinetuneSpec
+from pipeline.errors import SpecError
+from pipeline.job import Job
+from pipeline.training import base_model, launch, tokens
+from pipeline.training.plan import Outcome, TrainingPlan
+from pipeline.training.tracking import Tracker
+
+
+def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
+    """Trains on this node; on the first, also saves the model.
+
+    Returns:
+        What was trained; None on the other nodes.
+
+    Raises:
+        SpecError: the job has other nodes than the recipe says, or the base model cannot be trained as asked.
+        DataError: rows that teach nothing, or a loss that is no number.
+        TransientError: ranks or nodes were lost too often.
+    """
+    settings = spec.settings
+    check_nodes(settings, job)
+    scratch = job.work_path / f"node-{job.settings.node_rank}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows_path = job.fetch(spec.dataset) / "train.jsonl"
+    model_path = prepare_model(spec, job, rows_path, scratch)
+    tokenize(rows_path, model_path, scratch / "tokens", settings, job)
+    plan = make_plan(spec, job, model_path, scratch)
+    train(plan, job, scratch)
+    if not job.is_first_node:
+        return None
+    outcome = Outcome.model_validate_json(plan.outcome_path.read_bytes())
+    job.seeds["finetune"] = settings.seed
+    job.figures.update(outcome.figures)
+    return FinetuneResult(**outcome.model_dump(exclude={"figures"}))
+
+
+def check_nodes(settings: Finetune, job: Job) -> None:
+    if settings.nodes != job.settings.nodes:
+        raise SpecError(
+            f"finetune.nodes is {settings.nodes}, but the job runs on {job.settings.nodes} (SLIPWAY_NODES):"
+            " give the job as many nodes as the recipe says"
+        )
+
+
+def prepare_model(spec: FinetuneSpec, job: Job, rows_path: Path, scratch: Path) -> Path:
+    """The base model's folder on this node, checked."""
+    if spec.base_model.init is None:
+        model_path = base_model.local_folder(spec, job.settings.cache_path)
+        base_model.check_weights(model_path)
+    else:
+        model_path = scratch / "base"
+        shutil.rmtree(model_path, ignore_errors=True)
+        base_model.write_new_model(spec.base_model.init, rows_path, model_path)
+    base_model.check_model(model_path, max_seq_len=spec.settings.max_seq_len)
+    return model_path
+
+
+def tokenize(rows_path: Path, model_path: Path, folder: Path, settings: Finetune, job: Job) -> None:
+    report = tokens.write_tokens(
+        rows_path, base_model.load_tokenizer(model_path), folder, max_seq_len=settings.max_seq_len
+    )
+    job.say(f"{report.rows} rows, {report.tokens} tokens")
+    if report.shortened_prompts or report.shortened_answers:
+        job.say(
+            f"warning: rows longer than max_seq_len ({settings.max_seq_len}): {report.shortened_prompts} lost the"
+            f" beginning of their prompt, {report.shortened_answers} the end of their answer"
+        )
+    job.figures.update(
+        shortened_prompts=report.shortened_prompts, shortened_answers=report.shortened_answers, rows=report.rows
+    )
+
+
+def make_plan(spec: FinetuneSpec, job: Job, model_path: Path, scratch: Path) -> TrainingPlan:
+    return TrainingPlan(
+        settings=spec.settings,
+        node_rank=job.settings.node_rank,
+        threads=launch.threads_per_rank(job.settings, spec.settings.procs_per_node),
+        model_path=model_path,
+        fresh=spec.base_model.init is not None,
+        tokens_path=scratch / "tokens",
+        checkpoints_path=scratch / "checkpoints",
+        events_path=scratch / "events.jsonl",
+        fault_path=scratch / "fault.json",
+        outcome_path=scratch / "outcome.json",
+        output_path=job.staging_path,
+    )
+
+
+def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
+    """Runs torchrun on this node to its end, with the first node's figures going to MLflow."""
+    for path in (plan.fault_path, plan.outcome_path, plan.events_path):
+        path.unlink(missing_ok=True)
+    logs_path = scratch / "torchrun"
+    shutil.rmtree(logs_path, ignore_errors=True)
+    plan.checkpoints_path.mkdir(exist_ok=True)
+    plan_path = scratch / "plan.json"
+    plan.save(plan_path)
+    command = launch.torchrun_command(
+        job.settings,
+        plan_path,
+        procs_per_node=plan.settings.procs_per_node,
+        job_id=job.settings.job_id or job.key[:16],
+    )
+    if not job.is_first_node:
+        launch.run(command, plan, logs_path)
+        return
+    params = {
+        **plan.settings.model_dump(exclude={"parallelism"}),
+        "zero": plan.settings.parallelism.zero,
+        "threads_per_rank": plan.threads,
+    }
+    with Tracker(job, params, events_path=plan.events_path, plot_path=plan.output_path / "training" / "loss.png"):
+        launch.run(command, plan, logs_path)

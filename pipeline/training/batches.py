@@ -1,0 +1,94 @@
+"""Which rows make which optimizer step: fixed by the seed and the rows' lengths alone, whatever the number of ranks.
+
+A schedule is a list of steps, a step a list of sequences, a sequence a list of rows: one row a sequence with
+`length_grouped`, several with `packing`. A rank takes every n-th sequence of a step, so the ranks' loads are alike.
+Since the whole schedule is known from the start, resuming at step N is starting to read it at N.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts.recipe import Finetune
+
+GROUP_BATCHES = 20
+"""Rows are sorted by length within so many batches: little padding, and still much mixing."""
+
+Sequence = tuple[int, ...]
+"""Row indexes, in order."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps[i]` holds the sequences of optimizer step i + 1, `batch_size` of them."""
+
+    steps: list[list[Sequence]]
+
+    def share(self, step: int, part: int, parts: int) -> list[Sequence]:
+        """One of `parts` equal shares of a step (counted from 0): a rank's micro-batch."""
+        return self.steps[step][part::parts]
+
+
+def make_schedule(lengths: NDArray[np.int64], settings: Finetune) -> Schedule:
+    """The whole training's order.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    random = np.random.default_rng(settings.seed)
+    if settings.batching == "packing":
+        return _packed(lengths, settings, random)
+    return _length_grouped(lengths, settings, random)
+
+
+def _length_grouped(lengths: NDArray[np.int64], settings: Finetune, random: np.random.Generator) -> Schedule:
+    batch = settings.batch_size
+    num_steps = max(1, round(settings.epochs * len(lengths) / batch))
+    order = _epochs(len(lengths), num_steps * batch, random)
+    steps: list[list[Sequence]] = []
+    for start in range(0, len(order), GROUP_BATCHES * batch):
+        group = order[start : start + GROUP_BATCHES * batch]
+        by_length = group[np.argsort(lengths[group], kind="stable")].reshape(-1, batch)
+        steps += [[(int(row),) for row in rows] for rows in random.permutation(by_length)]
+    return Schedule(steps)
+
+
+def _packed(lengths: NDArray[np.int64], settings: Finetune, random: np.random.Generator) -> Schedule:
+    rows = _epochs(len(lengths), max(1, round(settings.epochs * len(lengths))), random)
+    sequences: list[Sequence] = []
+    for start in range(0, len(rows), GROUP_BATCHES * settings.batch_size * 8):
+        group = rows[start : start + GROUP_BATCHES * settings.batch_size * 8]
+        packed = _first_fit(group, lengths, settings.max_seq_len)
+        sequences += [packed[index] for index in random.permutation(len(packed))]
+    num_steps = max(1, round(len(sequences) / settings.batch_size))
+    missing = num_steps * settings.batch_size - len(sequences)
+    if missing > 0:
+        sequences += [sequences[index % len(sequences)] for index in range(missing)]
+    return Schedule(
+        [sequences[step * settings.batch_size : (step + 1) * settings.batch_size] for step in range(num_steps)]
+    )
+
+
+def _first_fit(rows: NDArray[np.int64], lengths: NDArray[np.int64], capacity: int) -> list[Sequence]:
+    """First-fit decreasing: the longest rows first, each into the first sequence with room among the last 64."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    first_open = 0
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        need = int(lengths[row])
+        place = next((index for index in range(first_open, len(bins)) if room[index] >= need), None)
+        if place is None:
+            bins.append([])
+            room.append(capacity)
+            place = len(bins) - 1
+            first_open = max(first_open, len(bins) - 64)
+        bins[place].append(int(row))
+        room[place] -= need
+    return [tuple(rows) for rows in bins]
+
+
+def _epochs(num_rows: int, needed: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """`needed` row indexes: one permutation of all rows after the other."""
+    permutations = [random.permutation(num_rows) for _ in range(-(-needed // num_rows))]
+    return np.concatenate(permutations)[:needed].astype(np.int64)

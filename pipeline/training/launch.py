@@ -1,0 +1,191 @@
+"""torchrun on this node: starts it, watches it, and turns the way it ended into one clear error.
+
+The step's process stays the parent: it passes SIGTERM on, and ends torchrun when a rank has left a fault that no
+restart would change. torchrun restarts all ranks after any other death, up to MAX_RESTARTS times.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import SpecError, TransientError
+from pipeline.settings import ROOT, Settings, child_environment
+from pipeline.training.plan import TrainingPlan, read_fault
+
+MAX_RESTARTS = 3
+POLL_S = 0.2
+STOP_S = 20.0
+"""How long torchrun may take to end its ranks after SIGTERM."""
+JOIN_S = 600
+"""How long a node waits for the others: they may still be fetching images or data."""
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def threads_per_rank(settings: Settings, procs_per_node: int) -> int:
+    """The machine's cores, shared among the ranks on it: all of them where the nodes meet on loopback."""
+    nodes_here = settings.nodes if settings.rendezvous and is_loopback(_host(settings.rendezvous)) else 1
+    return max(1, len(os.sched_getaffinity(0)) // (procs_per_node * nodes_here))
+
+
+def torchrun_command(settings: Settings, plan_path: Path, *, procs_per_node: int, job_id: str) -> list[str]:
+    """The agent's command line on this node.
+
+    Raises:
+        SpecError: several nodes, and no place to meet.
+    """
+    if settings.nodes > 1 and settings.rendezvous is None:
+        raise SpecError(
+            f"SLIPWAY_NODES is {settings.nodes} but SLIPWAY_RENDEZVOUS is not set: give host:port of the first node"
+        )
+    rendezvous = settings.rendezvous or f"127.0.0.1:{free_port()}"
+    config = {
+        "is_host": 1 if settings.node_rank == 0 else 0,
+        "join_timeout": JOIN_S,
+        "last_call_timeout": 1,
+        "keep_alive_interval": 1,
+        "keep_alive_max_attempt": 5,
+    }
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        f"--nnodes={settings.nodes}",
+        f"--nproc-per-node={procs_per_node}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={rendezvous}",
+        f"--rdzv-id={job_id}",
+        "--rdzv-conf=" + ",".join(f"{name}={value}" for name, value in config.items()),
+        f"--max-restarts={MAX_RESTARTS}",
+        f"--log-dir={plan_path.parent / 'torchrun'}",
+    ]
+    if is_loopback(_host(rendezvous)):
+        command.append("--local-addr=127.0.0.1")
+    return [*command, "-m", "pipeline.training.worker", f"--plan={plan_path}", "--local-rank=${local_rank}"]
+
+
+def _host(rendezvous: str) -> str:
+    return rendezvous.rsplit(":", 1)[0]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def worker_environment(plan: TrainingPlan) -> dict[str, str]:
+    """The ranks' environment: their share of the cores, and what makes their arithmetic repeatable."""
+    changes = {
+        "OMP_NUM_THREADS": str(plan.threads),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "MPLCONFIGDIR": str(plan.fault_path.parent / "matplotlib"),
+    }
+    if not _has_cuda():
+        changes["DS_ACCELERATOR"] = "cpu"
+    return child_environment(changes)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def run(command: list[str], plan: TrainingPlan, log_folder: Path) -> None:
+    """Runs torchrun to its end.
+
+    Raises:
+        SlipwayError: the fault that a rank left.
+        TransientError: a rank was killed too often, or another node was lost.
+        RuntimeError: a rank failed in a way that nobody foresaw.
+        SystemExit: SIGTERM came; all ranks have ended.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=worker_environment(plan), start_new_session=True, preexec_fn=_die_with_parent
+    )
+    with _stopped_by_sigterm(process):
+        while process.poll() is None:
+            if plan.fault_path.exists():
+                stop(process)
+            time.sleep(POLL_S)
+    fault = read_fault(plan.fault_path)
+    if fault:
+        raise fault
+    if process.returncode != 0:
+        raise _failure(log_folder, process.returncode)
+
+
+def _die_with_parent() -> None:
+    """In torchrun, before it starts: Linux sends it SIGTERM when the step dies, even by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ends torchrun and its ranks."""
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _stopped_by_sigterm(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    def on_sigterm(number: int, _frame: FrameType | None) -> None:
+        stop(process)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("training must be launched from the main thread, which alone can be told to stop")
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if process.poll() is None:
+            stop(process)
+
+
+def _failure(log_folder: Path, returncode: int) -> Exception:
+    """The first error of the last attempt: the others follow from it."""
+    errors = sorted((_read_error(path) for path in log_folder.glob("**/error.json")), key=lambda error: error[0])
+    own = [message for _, message in errors if not _is_consequence(message)]
+    if own:
+        return RuntimeError(f"training failed: {own[-1]}")
+    detail = f"; the ranks saw: {errors[-1][1]}" if errors else ""
+    return TransientError(
+        f"training ended before its time (torchrun exit code {returncode}): a rank or a node was killed more than"
+        f" {MAX_RESTARTS} times or is out of memory{detail}; the next attempt goes on from the last checkpoint"
+    )
+
+
+def _is_consequence(message: str) -> bool:
+    """Whether a rank died only because another one did."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "DistNetworkError", "DistBackendError", "gloo")
+    return any(sign in message for sign in signs)
+
+
+def _read_error(path: Path) -> tuple[int, str]:
+    content = json.loads(path.read_bytes())["message"]
+    if isinstance(content, str):
+        return 0, content
+    return int(content["extraInfo"]["timestamp"]), content["message"]

@@ -1,0 +1,127 @@
+"""One rank of a training. Started by torchrun:
+
+    python -m pipeline.training.worker --plan PLAN.json --local-rank N
+
+Reads the plan's model and tokens. The first rank writes the trained model, the outcome and the events; every rank
+writes checkpoints. A fault that no restart would change is left in the plan's fault file.
+"""
+
+import argparse
+import ctypes
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from pipeline.errors import SlipwayError
+from pipeline.training.plan import Outcome, TrainingPlan, write_fault
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Linux ends this process when its torchrun agent dies, even by kill -9: no rank is left behind alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@record
+def main() -> None:
+    die_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--local-rank", type=int, required=True)
+    options = parser.parse_args()
+    plan = TrainingPlan.load(options.plan)
+    if plan.fault_path.exists():
+        sys.exit("this training has ended with a fault")
+    try:
+        train(plan, options.local_rank)
+    except SlipwayError as error:
+        write_fault(plan.fault_path, error)
+        raise
+
+
+def train(plan: TrainingPlan, local_rank: int) -> None:
+    """Trains as `plan` says; the first rank saves the result."""
+    import torch
+    from torch import distributed
+
+    from pipeline.training.batches import make_schedule
+    from pipeline.training.engine import join, make_engine
+    from pipeline.training.loop import Loop
+    from pipeline.training.loss import Collator, WeightedLoss
+    from pipeline.training.tokens import TokenFile
+
+    rank = plan.node_rank * plan.settings.procs_per_node + local_rank
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    torch.set_num_threads(plan.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    join(rank, plan.world_size)
+    tokens = TokenFile(plan.tokens_path)
+    model = load_model(plan)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    collator = Collator(
+        tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight
+    )
+    schedule = make_schedule(tokens.lengths, plan.settings)
+    engine = make_engine(WeightedLoss(model), plan.settings)
+    engine.train()
+    started = time.monotonic()
+    with plan.events_path.open("a") if rank == 0 else open("/dev/null", "w") as events:
+        loop = Loop(plan, engine, collator, schedule, rank, events if rank == 0 else None)
+        loop.run()
+    seconds = time.monotonic() - started
+    distributed.barrier()
+    if rank == 0:
+        outcome = summarise(loop, parameters, seconds)
+        save(plan, engine.module.model, loop.history, outcome)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def load_model(plan: TrainingPlan) -> Any:
+    """The base model in fp32, or a new one with weights from the seed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not plan.fresh:
+        return AutoModelForCausalLM.from_pretrained(plan.model_path, dtype=torch.float32, use_safetensors=True)
+    torch.manual_seed(plan.settings.seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(plan.model_path), dtype=torch.float32)
+
+
+def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
+    steps = loop.schedule.steps
+    tail = loop.history[-max(1, len(steps) // 20) :]
+    tokens = sum(loop.collator.num_tokens(step) for step in steps)
+    trained = sum(loop.collator.num_tokens(step) for step in steps[loop.resumed_at :])
+    return Outcome(
+        steps=len(steps),
+        parameters=parameters,
+        final_train_loss=float(f"{sum(record['loss'] for record in tail) / len(tail):.6g}"),
+        train_tokens=tokens,
+        figures={
+            "train_s": round(seconds, 3),
+            "tokens_per_s": round(trained / seconds, 1),
+            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "resumed_at_step": float(loop.resumed_at),
+        },
+    )
+
+
+def save(plan: TrainingPlan, model: Any, history: list[dict[str, float]], outcome: Outcome) -> None:
+    from pipeline.training.export import save_history, save_model
+
+    save_model(model, plan.model_path, plan.output_path, precision=plan.settings.precision)
+    save_history(history, plan.output_path / "training")
+    plan.outcome_path.write_text(outcome.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
