@@ -1,0 +1,168 @@
+"""The columns that the rules look at, one row for each row of the data.
+
+| column            | type   | what it holds                                                                          |
+|-------------------|--------|----------------------------------------------------------------------------------------|
+| line              | int    | the line of a JSONL file, the record of a Parquet file, from 1                         |
+| structure_problem | text   | why the row is no chat row: bad JSON, no `messages`, a number for a string …           |
+| roles_problem     | text   | which message has a role that may not stand there                                      |
+| content_problem   | text   | which message is empty                                                                 |
+| encoding_problem  | text   | invalid UTF-8, a replacement character, a control character                            |
+| messages          | int    | how many messages                                                                      |
+| chars_min         | int    | characters of the shortest message                                                     |
+| chars_max         | int    | characters of the longest message                                                      |
+| tokens            | int    | tokens of all messages, without those that a chat template adds                        |
+| prompt            | text   | every message but the last, joined by line breaks                                      |
+| answer            | text   | the last message, the assistant's                                                      |
+| duplicate_of      | int    | the line of an earlier row with the same prompt and the same answer                    |
+| conflicts_with    | int    | the line of the first row with the same prompt, if its answer is another               |
+| in_train          | int    | held-out rows: the line of a training row with the same prompt                         |
+
+A problem, and any of the last three, is null where there is none. A row with a structure problem has nothing else; a
+row with a roles problem has no prompt and no answer. Prompts are compared in lower case with white space collapsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import polars as pl
+
+from pipeline.data.chat import Batch, BrokenRow, ChatRow, Message
+from pipeline.data.text import comparable_column
+
+SCHEMA: dict[str, Any] = {
+    "line": pl.Int64,
+    "structure_problem": pl.String,
+    "roles_problem": pl.String,
+    "content_problem": pl.String,
+    "encoding_problem": pl.String,
+    "messages": pl.Int32,
+    "chars_min": pl.Int32,
+    "chars_max": pl.Int32,
+    "prompt": pl.String,
+    "answer": pl.String,
+}
+"""What is taken from each row by itself."""
+
+DERIVED = ("tokens", "duplicate_of", "conflicts_with", "in_train")
+COLUMNS = (*SCHEMA, *DERIVED)
+
+NO_TEXT = r"([\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F\x{FFFD}])"
+"""Control characters but tab and line breaks, and U+FFFD, which stands where a decoder gave up."""
+
+TokenCounter = Callable[[pl.DataFrame], pl.Series]
+"""From a table with `prompt` and `answer` to the number of tokens of each row."""
+
+
+def batch_table(batch: Batch, count_tokens: TokenCounter) -> pl.DataFrame:
+    """All columns of `batch` that need no other batch, with `prompt_key` and `answer_key` to compare batches by."""
+    table = pl.DataFrame(_values(batch), schema=SCHEMA, orient="row")
+    no_text = pl.coalesce(
+        _first_no_text("prompt").map_elements(lambda found: _describe(found, "the prompt"), pl.String),
+        _first_no_text("answer").map_elements(lambda found: _describe(found, "the answer"), pl.String),
+    )
+    return table.with_columns(
+        count_tokens(table).cast(pl.Int32).alias("tokens"),
+        pl.coalesce("encoding_problem", no_text).alias("encoding_problem"),
+        comparable_column(pl.col("prompt")).hash(seed=1).alias("prompt_key"),
+        pl.col("answer").hash(seed=2).alias("answer_key"),
+    ).with_columns(pl.when(pl.col("prompt").is_not_null()).then("prompt_key"))
+
+
+def _first_no_text(column: str) -> pl.Expr:
+    return pl.col(column).str.extract(NO_TEXT)
+
+
+def _describe(found: str, where: str) -> str:
+    if found == "\N{REPLACEMENT CHARACTER}":
+        return f"U+FFFD in {where}: the text was once decoded with the wrong encoding"
+    return f"the control character U+{ord(found):04X} in {where}"
+
+
+def _values(batch: Batch) -> list[tuple[Any, ...]]:
+    return [_row_values(line, row) for line, row in zip(batch.lines, batch.rows, strict=True)]
+
+
+def _row_values(line: int, row: ChatRow | BrokenRow) -> tuple[Any, ...]:
+    """In the order of SCHEMA."""
+    if isinstance(row, BrokenRow):
+        return (line, row.structure_problem, None, None, row.encoding_problem, None, None, None, None, None)
+    messages = row.messages
+    roles_problem = check_roles(messages)
+    lengths = [len(message.content) for message in messages] or [0]
+    prompt = answer = None
+    if roles_problem is None:
+        answer = messages[-1].content
+        prompt = messages[0].content if len(messages) == 2 else "\n".join(each.content for each in messages[:-1])
+    problem = check_content(messages)
+    return (line, None, roles_problem, problem, None, len(messages), min(lengths), max(lengths), prompt, answer)
+
+
+def check_roles(messages: list[Message]) -> str | None:
+    """An optional system message, then user and assistant in turn; the assistant has the last word."""
+    if not messages:
+        return "`messages` is empty, expected at least a user's and an assistant's"
+    start = 1 if messages[0].role == "system" else 0
+    for at, message in enumerate(messages[start:]):
+        expected = ("user", "assistant")[at % 2]
+        if message.role != expected:
+            return f"message {start + at + 1} has the role {message.role[:40]!r}, expected {expected!r}"
+    if messages[-1].role != "assistant":
+        return f"the last message has the role {messages[-1].role!r}, expected 'assistant'"
+    return None
+
+
+def check_content(messages: list[Message]) -> str | None:
+    for number, message in enumerate(messages, start=1):
+        if not message.content.strip():
+            return f"message {number} ({message.role[:40]}) is empty"
+    return None
+
+
+def compared(table: pl.DataFrame) -> pl.DataFrame:
+    """`table` with `duplicate_of` and `conflicts_with`."""
+    first = pl.col("line").first()
+    known = pl.col("prompt_key").is_not_null()
+    same_row = first.over("prompt_key", "answer_key")
+    same_prompt = first.over("prompt_key")
+    other_answer = pl.col("answer_key") != pl.col("answer_key").first().over("prompt_key")
+    return table.with_columns(
+        pl.when(known & (same_row != pl.col("line"))).then(same_row).alias("duplicate_of"),
+        pl.when(known & other_answer).then(same_prompt).alias("conflicts_with"),
+    )
+
+
+def first_lines(table: pl.DataFrame) -> pl.DataFrame:
+    """The first line of each prompt, to find held-out prompts among."""
+    known = table.filter(pl.col("prompt_key").is_not_null())
+    return known.group_by("prompt_key").agg(pl.col("line").min().alias("in_train"))
+
+
+def with_overlap(table: pl.DataFrame, train_lines: pl.DataFrame | None) -> pl.DataFrame:
+    """`table` with `in_train`, null everywhere for the training rows themselves."""
+    if train_lines is None:
+        return table.with_columns(pl.lit(None, pl.Int64).alias("in_train"))
+    return table.join(train_lines, on="prompt_key", how="left", maintain_order="left")
+
+
+def count_bytes(table: pl.DataFrame) -> pl.Series:
+    """One token for each byte of UTF-8: a byte-level tokenizer never needs more, so the count errs high."""
+    return table.select(tokens=pl.col("prompt").str.len_bytes() + pl.col("answer").str.len_bytes())["tokens"]
+
+
+def token_counter(encode_batch: Callable[[list[str]], Iterable[list[int]]]) -> TokenCounter:
+    """Counts with a tokenizer. `encode_batch` gives the ids of each text."""
+
+    def count(table: pl.DataFrame) -> pl.Series:
+        known = table.select("line", "prompt", "answer").drop_nulls()
+        counts = [
+            sum(map(len, pair))
+            for pair in zip(
+                encode_batch(known["prompt"].to_list()), encode_batch(known["answer"].to_list()), strict=True
+            )
+        ]
+        counted = known.select("line").with_columns(pl.Series("tokens", counts, pl.Int32))
+        return table.select("line").join(counted, on="line", how="left", maintain_order="left")["tokens"]
+
+    return count
