@@ -102,13 +102,15 @@ class Validation(Contract):
     max_duplicate_fraction: Fraction = 0.05
     max_overlap_fraction: Fraction = 0.0
     """Of held-out rows whose prompt also stands in the training rows."""
+    max_conflict_fraction: Fraction = 0.02
+    """Of the rows that repeat a prompt with another answer than its first."""
     labels: tuple[str, ...] | None = None
     """If named, the assistant's content must be one of them."""
     min_distinct_answers: PositiveInt = 2
     """Data with a single answer teaches nothing and makes every score meaningless."""
     suite_uri: str | None = None
     """The user's own Great Expectations suite: a JSON file of `{"expectations": [...]}` over the columns that
-    docs/architecture.md lists."""
+    pipeline/data/columns.py lists."""
 
 
 class Parallelism(Contract):
