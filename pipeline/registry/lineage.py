@@ -77,7 +77,9 @@ def base_model_name(source: BaseModelSource) -> str:
     return f"{source.uri}@{source.revision}" if source.revision else str(source.uri)
 
 
-def interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "undefined"
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
@@ -114,7 +116,8 @@ def run_metrics(lineage: Lineage) -> dict[str, float]:
     }
     for trial in verdict.trials:
         metrics |= _scores(f"trial_{trial.scheme}", trial.scores)
-        metrics |= _estimate(f"trial_{trial.scheme}/recovery", trial.recovery)
+        if trial.recovery is not None:
+            metrics |= _estimate(f"trial_{trial.scheme}/recovery", trial.recovery)
     for manifest in (lineage.baseline, lineage.evaluation):
         metrics |= {f"{manifest.step}/{name}": value for name, value in _numbers(manifest.figures).items()}
         metrics[f"{manifest.step}/duration_s"] = manifest.duration_s
