@@ -103,7 +103,7 @@ class Validation(Contract):
     max_overlap_fraction: Fraction = 0.0
     """Of held-out rows whose prompt also stands in the training rows."""
     max_conflict_fraction: Fraction = 0.02
-    """Of the rows that repeat a prompt with another answer than its first."""
+    """Of the rows: those that answer a prompt differently than its first row in the file does."""
     labels: tuple[str, ...] | None = None
     """If named, the assistant's content must be one of them."""
     min_distinct_answers: PositiveInt = 2
