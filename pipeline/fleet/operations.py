@@ -1,0 +1,100 @@
+"""What a person does to the fleet outside a rollout: taking the last version change back."""
+
+import time
+
+from pipeline.contracts.base import Contract
+from pipeline.errors import SpecError
+from pipeline.fleet.gateway import Gateway
+from pipeline.fleet.parts import Aliases
+from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
+from pipeline.registry.models import CHAMPION, SERVING, Registry
+from pipeline.stack.layout import Layout
+
+
+class RolledBack(Contract):
+    """What `rollback` did."""
+
+    name: str
+    version: str
+    """The version that is the champion now."""
+    replaced: str | None
+    immediate: bool
+    """The traffic has moved already; otherwise the rollout that the alias starts has to start replicas first."""
+    reason: str
+
+
+def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> RolledBack:
+    """Back to the version before.
+
+    While its replicas are warm this is a weight change and takes effect at once; the alias follows. Otherwise only
+    the alias moves, and the rollout that this starts does the rest. During a rollout, the canary is what is taken back.
+
+    Raises:
+        SpecError: there is no version to go back to.
+        TransientError: the gateway or MLflow does not answer now.
+    """
+    registry = registry or Registry(f"http://127.0.0.1:{layout.ports().mlflow}", layout.home_path)
+    gateway = Gateway(layout)
+    champion = registry.alias(name, CHAMPION)
+    with gateway.files.lock():
+        model = gateway.files.get(name)
+        target = _warm_target(gateway, model)
+        if target is not None:
+            model = _moved(model, target)
+            gateway.files.write(model)
+            gateway.apply()
+    version = target.version if target else _previous_version(model)
+    if champion != version:
+        registry.compare_and_set_alias(name, CHAMPION, champion, version)
+    if target is None:
+        reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
+        return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
+    registry.set_alias(name, SERVING, version)
+    reason = f"all traffic is on version {version}, whose replicas were warm"
+    return RolledBack(name=name, version=version, replaced=champion, immediate=True, reason=reason)
+
+
+def _warm_target(gateway: Gateway, model: ModelFleet) -> Served | None:
+    """What is serving while a canary is on trial, else what served before if it still can."""
+    target = model.serving if model.canary else model.previous
+    deployment = model.deployment(target.deployment) if target else None
+    return target if deployment and _is_well(gateway, deployment) else None
+
+
+def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
+    health = gateway.healthy() or {}
+    return deployment.routed and all(health.get(replica.port, False) for replica in deployment.replicas)
+
+
+def _moved(model: ModelFleet, target: Served) -> ModelFleet:
+    """A rollout of its own number, so that whichever is under way ends as superseded."""
+    generation = model.generation + 1
+    moment = time.time()
+    rollout = Rollout(
+        generation=generation,
+        request_id=f"rollback-{generation}",
+        version=target.version,
+        previous=model.serving.version if model.serving else None,
+        phases=("rollback",),
+        outcome="rolled back",
+        reason="asked for",
+        started_at=moment,
+        ended_at=moment,
+    )
+    serving = target.model_copy(update={"generation": generation})
+    return model.changed(
+        generation=generation,
+        serving=serving,
+        previous=None if model.canary else model.serving,
+        canary=None,
+        weights={target.deployment: 100},
+    ).with_rollout(rollout)
+
+
+def _previous_version(model: ModelFleet) -> str:
+    """The version that the last promotion replaced."""
+    serving = model.serving.version if model.serving else None
+    for rollout in reversed(model.history):
+        if rollout.outcome == "promoted" and rollout.previous and rollout.version == serving != rollout.previous:
+            return rollout.previous
+    raise SpecError(f"{model.name} has no earlier version to go back to; promote one with `slipway promote`")

@@ -1,0 +1,135 @@
+"""What a rollout moves, and the only ways in which it changes the fleet's state.
+
+Every change is made under the lock, checked against a newer rollout, written, and then applied to the gateway. Who is
+killed in between leaves a state file that is ahead of the gateway; the next change, of whichever rollout, applies it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import TransientError
+from pipeline.fleet.gateway import Gateway
+from pipeline.fleet.replicas import DRAIN_S, Replicas
+from pipeline.fleet.state import Deployment, ModelFleet, Rollout
+from pipeline.registry.models import RegisteredVersion
+from pipeline.stack.layout import Layout
+
+
+class Superseded(Exception):
+    """A newer rollout of the same model has begun; this one ends where it is."""
+
+
+class Aliases(Protocol):
+    """What a rollout asks of the registry."""
+
+    def get(self, name: str, version: str) -> RegisteredVersion: ...
+
+    def alias(self, name: str, alias: str) -> str | None: ...
+
+    def set_alias(self, name: str, alias: str, version: str) -> None: ...
+
+    def compare_and_set_alias(self, name: str, alias: str, expected: str | None, version: str | None) -> bool: ...
+
+    def tag(self, name: str, version: str, key: str, value: str) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """The parts of one home's fleet."""
+
+    layout: Layout
+    registry: Aliases
+    replicas: Replicas
+    fetch_bundle: Callable[[RegisteredVersion], Path]
+    """A verified local folder.
+
+    Raises:
+        IntegrityError: its bytes are not what was registered.
+    """
+    fetch_predictions: Callable[[RegisteredVersion], Path | None]
+    """The version's predictions.jsonl, whose prompts the probes use."""
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.gateway = Gateway(self.layout)
+        self.files = self.gateway.files
+
+    def change(self, name: str, generation: int, change: Callable[[ModelFleet], ModelFleet]) -> ModelFleet:
+        """Changes the state on behalf of rollout `generation` and brings the gateway to it.
+
+        Raises:
+            Superseded: a newer rollout has begun.
+            TransientError: the gateway does not take it now; the state stays changed.
+        """
+        with self.files.lock():
+            model = self.files.get(name)
+            if model.generation > generation:
+                raise Superseded
+            model = change(model)
+            self.files.write(model)
+            self.gateway.apply()
+            return model
+
+    def current(self, name: str, generation: int) -> ModelFleet:
+        """The state as it is now, the gateway brought to it."""
+        return self.change(name, generation, lambda model: model)
+
+    def is_newest(self, name: str, generation: int) -> bool:
+        return self.files.get(name).generation <= generation
+
+    def all_healthy(self, deployment: Deployment) -> bool:
+        """Whether the gateway sees every replica of it answering its health check."""
+        health = self.gateway.healthy() or {}
+        return all(health.get(replica.port, False) for replica in deployment.replicas)
+
+    def settled(self, deployment: Deployment, timeout_s: float) -> bool:
+        """Whether it is alive and becomes healthy in time: after a restart of the machine, say."""
+        return self.gateway.wait(
+            lambda: self.all_healthy(deployment) or not self.replicas.alive(deployment.replicas), timeout_s
+        ) and self.all_healthy(deployment)
+
+    def discard(self, name: str, generation: int, unwanted: list[Deployment]) -> None:
+        """Takes deployments that no traffic goes to out of the gateway, lets them finish, and removes them."""
+        for deployment in unwanted:
+            self.gateway.wait(lambda found=deployment: self._is_idle(name, found), DRAIN_S)  # type: ignore[misc]
+            gone = deployment.generation
+
+            def unroute(model: ModelFleet, gone: int = gone) -> ModelFleet:
+                found = model.deployment(gone)
+                return model.with_deployment(found.model_copy(update={"routed": False})) if found else model
+
+            self.change(name, generation, unroute)
+            self.replicas.remove(deployment.replicas)
+            self.change(name, generation, lambda model, gone=gone: model.without_deployment(gone))  # type: ignore[misc]
+            self.say(f"removed {', '.join(replica.id for replica in deployment.replicas)}")
+
+    def _is_idle(self, name: str, deployment: Deployment) -> bool:
+        figures = self.gateway.hosts(name, deployment.generation)
+        return not any(host.active for host in figures.values())
+
+
+def unused(model: ModelFleet, *keep: int) -> list[Deployment]:
+    """Deployments that neither serve nor are in `keep`."""
+    kept = {*keep, *(generation for generation, weight in model.weights.items() if weight)}
+    return [found for found in model.deployments if found.generation not in kept]
+
+
+def with_phase(model: ModelFleet, generation: int, phase: str, **values: object) -> ModelFleet:
+    """Notes that a phase is done, and what else became of the rollout."""
+    rollout = required_rollout(model, generation)
+    phases = (*(done for done in rollout.phases if done != phase), phase)
+    return model.with_rollout(rollout.model_copy(update={"phases": phases, **values}))
+
+
+def ended(outcome: str, reason: str) -> dict[str, object]:
+    return {"outcome": outcome, "reason": reason, "ended_at": time.time()}
+
+
+def required_rollout(model: ModelFleet, generation: int) -> Rollout:
+    rollout = model.rollout(generation)
+    if rollout is None:
+        raise TransientError(f"{model.name} has no rollout {generation}: the phase `plan` must run first")
+    return rollout

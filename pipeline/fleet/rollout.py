@@ -1,0 +1,344 @@
+"""The rollout's phases: plan, start_canary, shift (its own module), promote, roll_back, retire.
+
+Each is harmless to repeat, can be killed anywhere and run again, and ends as `superseded` when a newer rollout of the
+model has begun. Reads the registry's `champion`; writes the fleet's state, the gateway's configuration, the aliases
+`serving` and (rolling back) `champion`, and the version's tags.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.contracts.specs import RolloutResult, RolloutSpec
+from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
+from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, unused, with_phase
+from pipeline.fleet.replicas import ReplicaPlan, free_ports, replica_id
+from pipeline.fleet.shifting import shift
+from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served
+from pipeline.registry.models import CHAMPION, SERVING, RegisteredVersion
+
+OUTCOME_TAG = "slipway.rollout"
+REASON_TAG = "slipway.rollout_reason"
+RETIRE_POLL_S = 0.5
+HEALTHY_TIMEOUT_S = 30.0
+
+
+def run_phase(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """Runs one phase.
+
+    Raises:
+        DataError: (plan) the champion is no version that can be served; the alias has been put back.
+        TransientError: the registry, the store or the gateway does not answer now.
+    """
+    if spec.phase == "plan":
+        return plan(spec, fleet)
+    phase: Callable[[RolloutSpec, Fleet], RolloutResult] = {
+        "start_canary": start_canary,
+        "shift": shift,
+        "promote": promote,
+        "roll_back": roll_back,
+        "retire": retire,
+    }[spec.phase]
+    try:
+        return phase(spec, fleet)
+    except Superseded:
+        newest = fleet.files.get(spec.name).generation
+        return _result(spec, "superseded", f"rollout {newest} has begun", version=spec.version)
+
+
+# --- plan --------------------------------------------------------------------------------------------------------
+
+
+def plan(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """Compares what should be served with what is, and numbers the rollout that the difference needs."""
+    model = fleet.files.get(spec.name)
+    known = model.requested(spec.request_id)
+    if known:
+        return _planned(spec, fleet, known, "planned before")
+    champion = fleet.registry.alias(spec.name, CHAMPION)
+    if champion is None:
+        return _result(spec, "nothing_to_do", f"{spec.name} has no champion")
+    registered = _servable(spec, fleet, champion, model)
+    wait_s = registered.recipe.rollout.ready_timeout_s
+    if _is_served(fleet, model, registered, wait_s) and not unused(model):
+        if fleet.registry.alias(spec.name, SERVING) != champion:
+            fleet.registry.set_alias(spec.name, SERVING, champion)
+        return _result(spec, "nothing_to_do", f"version {champion} is served already", version=champion, model=model)
+    rollout = _allocate(spec, fleet, champion)
+    return _planned(spec, fleet, rollout, f"from {rollout.previous or 'nothing'} to {champion}")
+
+
+def _servable(spec: RolloutSpec, fleet: Fleet, champion: str, model: ModelFleet) -> RegisteredVersion:
+    """The champion; one that can never be served is not left as the champion."""
+    try:
+        return fleet.registry.get(spec.name, champion)
+    except DataError as error:
+        back = model.serving.version if model.serving else None
+        fleet.registry.compare_and_set_alias(spec.name, CHAMPION, champion, back)
+        fleet.registry.tag(spec.name, champion, OUTCOME_TAG, "failed")
+        fleet.registry.tag(spec.name, champion, REASON_TAG, str(error)[:4000])
+        raise
+
+
+def _is_served(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion, wait_s: float = 0.0) -> bool:
+    if model.serving is None or model.serving.version != registered.version:
+        return False
+    deployment = model.deployment(model.serving.deployment)
+    return deployment is not None and fleet.settled(deployment, wait_s)
+
+
+def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
+    """Takes the next number. A canary of another version loses its traffic at once."""
+    with fleet.files.lock():
+        model = fleet.files.get(spec.name)
+        rollout = Rollout(
+            generation=model.generation + 1,
+            request_id=spec.request_id,
+            version=champion,
+            previous=model.serving.version if model.serving else None,
+            started_at=time.time(),
+        )
+        model = model.changed(generation=rollout.generation).with_rollout(rollout)
+        if model.canary and model.canary.version != champion:
+            model = model.changed(canary=None, weights=_all_on(model.serving))
+        fleet.files.write(model)
+        fleet.gateway.apply()
+        return rollout
+
+
+def _planned(spec: RolloutSpec, fleet: Fleet, rollout: Rollout, reason: str) -> RolloutResult:
+    registered = fleet.registry.get(spec.name, rollout.version)
+    return RolloutResult(
+        name=spec.name,
+        generation=rollout.generation,
+        phase=spec.phase,
+        outcome="done",
+        reason=reason,
+        version=rollout.version,
+        previous=rollout.previous,
+        steps=registered.recipe.rollout.steps,
+    )
+
+
+# --- start_canary ------------------------------------------------------------------------------------------------
+
+
+def start_canary(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """Has replicas of the version ready and known to the gateway, without traffic."""
+    model = fleet.current(spec.name, spec.generation)
+    rollout = required_rollout(model, spec.generation)
+    if rollout.outcome == "failed":
+        return _result(spec, "unhealthy", rollout.reason, model=model)
+    if "start_canary" in rollout.phases:
+        return _result(spec, "done", "started before", model=model)
+    registered = fleet.registry.get(spec.name, rollout.version)
+    if _is_served(fleet, model, registered):
+        fleet.change(spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "start_canary"))
+        return _result(spec, "done", f"version {rollout.version} is served already", model=model)
+    warm = _warm_deployment(fleet, model, registered)
+    keep = [warm.generation] if warm else [spec.generation]
+    stale = unused(model, *keep)
+    if stale:
+        _forget_sides(spec, fleet, {found.generation for found in stale})
+        fleet.discard(spec.name, spec.generation, stale)
+    try:
+        deployment = warm or _start(spec, fleet, registered)
+        _route(spec, fleet, deployment)
+    except (IntegrityError, ReplicaFailed) as error:
+        return _give_up(spec, fleet, str(error))
+    reason = "its replicas were still warm" if warm else f"started {len(deployment.replicas)} replicas"
+    return _result(spec, "done", reason, model=fleet.files.get(spec.name))
+
+
+def _warm_deployment(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion) -> Deployment | None:
+    """Replicas of an earlier rollout that serve this very bundle and are well."""
+    for found in model.deployments:
+        same = (found.version, found.bundle_digest) == (registered.version, registered.bundle_digest)
+        if same and found.ready and found.routed and fleet.all_healthy(found):
+            return found
+    return None
+
+
+def _forget_sides(spec: RolloutSpec, fleet: Fleet, gone: set[int]) -> None:
+    """The gateway must not fall back on replicas that are about to be removed."""
+
+    def forget(model: ModelFleet) -> ModelFleet:
+        kept = {
+            side: served
+            for side, served in (("canary", model.canary), ("previous", model.previous))
+            if served and served.deployment not in gone
+        }
+        return model.changed(canary=kept.get("canary"), previous=kept.get("previous"))
+
+    fleet.change(spec.name, spec.generation, forget)
+
+
+def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> Deployment:
+    bundle_path = fleet.fetch_bundle(registered)
+    settings = registered.recipe.rollout
+    taken = {
+        replica.port
+        for model in fleet.files.all().values()
+        for found in model.deployments
+        for replica in found.replicas
+    }
+    fresh = Deployment(
+        version=registered.version,
+        generation=spec.generation,
+        bundle_digest=registered.bundle_digest,
+        replicas=tuple(
+            Replica(id=replica_id(spec.name, registered.version, generation=spec.generation, index=index), port=port)
+            for index, port in enumerate(free_ports(settings.replicas, taken))
+        ),
+    )
+
+    def intend(model: ModelFleet) -> ModelFleet:
+        return model if model.deployment(spec.generation) else model.with_deployment(fresh)
+
+    model = fleet.change(spec.name, spec.generation, intend)
+    deployment = model.deployment(spec.generation) or fresh
+    plans = [
+        ReplicaPlan(
+            replica=replica,
+            model=spec.name,
+            version=registered.version,
+            generation=spec.generation,
+            bundle_path=bundle_path,
+            settings=settings,
+            core=index,
+        )
+        for index, replica in enumerate(deployment.replicas)
+    ]
+    started = time.monotonic()
+    fleet.replicas.start(plans, lambda: fleet.is_newest(spec.name, spec.generation))
+    fleet.say(f"{len(plans)} replicas answer as version {registered.version} ({time.monotonic() - started:.1f} s)")
+    return deployment
+
+
+def _route(spec: RolloutSpec, fleet: Fleet, deployment: Deployment) -> None:
+    """Makes the gateway know the replicas, and waits until it finds them healthy."""
+    known = deployment.model_copy(update={"ready": True, "routed": True})
+    fleet.change(spec.name, spec.generation, lambda model: model.with_deployment(known))
+    if not fleet.gateway.wait(lambda: fleet.all_healthy(known), HEALTHY_TIMEOUT_S):
+        raise ReplicaFailed(
+            f"the gateway does not find every replica of version {known.version} healthy after"
+            f" {HEALTHY_TIMEOUT_S:g} s, though they answered; see {fleet.gateway.folder}"
+        )
+    canary = Served(version=known.version, generation=spec.generation, deployment=known.generation)
+    fleet.change(
+        spec.name,
+        spec.generation,
+        lambda model: with_phase(model.changed(canary=canary), spec.generation, "start_canary"),
+    )
+
+
+def _give_up(spec: RolloutSpec, fleet: Fleet, reason: str) -> RolloutResult:
+    """No traffic ever reached it: its replicas are removed at once."""
+    fleet.say(f"unhealthy: {reason}")
+    model = fleet.change(
+        spec.name,
+        spec.generation,
+        lambda model: with_phase(
+            model.changed(canary=None, weights=_all_on(model.serving)),
+            spec.generation,
+            "start_canary",
+            **ended("failed", reason),
+        ),
+    )
+    fleet.discard(
+        spec.name, spec.generation, [found for found in model.deployments if found.generation == spec.generation]
+    )
+    return _result(spec, "unhealthy", reason, model=model)
+
+
+# --- promote, roll_back, retire ----------------------------------------------------------------------------------
+
+
+def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """The canary, which has all the traffic by now, becomes what is served."""
+
+    def take_over(model: ModelFleet) -> ModelFleet:
+        if model.canary is None:
+            return with_phase(model, spec.generation, "promote", **_promoted(model, spec.generation))
+        canary = model.canary.model_copy(update={"generation": spec.generation})
+        model = model.changed(serving=canary, previous=model.serving, canary=None, weights=_all_on(canary))
+        return with_phase(model, spec.generation, "promote", **_promoted(model, spec.generation))
+
+    model = fleet.change(spec.name, spec.generation, take_over)
+    if model.serving is None:
+        raise SpecError(f"{spec.name}: nothing is served, so nothing can be promoted; run start_canary and shift first")
+    fleet.registry.set_alias(spec.name, SERVING, model.serving.version)
+    fleet.registry.tag(spec.name, model.serving.version, OUTCOME_TAG, "served")
+    fleet.registry.tag(spec.name, model.serving.version, REASON_TAG, f"promoted by rollout {spec.generation}")
+    return _result(spec, "done", f"version {model.serving.version} is served", model=model)
+
+
+def _promoted(model: ModelFleet, generation: int) -> dict[str, object]:
+    """Its end is noted once: `retire` counts from then."""
+    ended_at = required_rollout(model, generation).ended_at
+    return {"outcome": "promoted", "ended_at": ended_at or time.time()}
+
+
+def roll_back(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """The old version keeps all the traffic; the registry learns that the new one failed, and why."""
+    model = fleet.current(spec.name, spec.generation)
+    rollout = required_rollout(model, spec.generation)
+    reason = spec.reason or rollout.reason or "rolled back by request"
+    canary = model.canary
+
+    def give_back(model: ModelFleet) -> ModelFleet:
+        model = model.changed(canary=None, weights=_all_on(model.serving))
+        return with_phase(model, spec.generation, "roll_back", **ended("failed", reason))
+
+    model = fleet.change(spec.name, spec.generation, give_back)
+    served = model.serving.version if model.serving else None
+    if served != rollout.version:
+        fleet.registry.tag(spec.name, rollout.version, OUTCOME_TAG, "failed")
+        fleet.registry.tag(spec.name, rollout.version, REASON_TAG, reason[:4000])
+        moved = fleet.registry.compare_and_set_alias(spec.name, CHAMPION, rollout.version, served)
+        fleet.say(f"champion {'put back to' if moved else 'was moved by someone else; served is'} {served or 'none'}")
+    failed = {spec.generation, *([canary.deployment] if canary else [])}
+    fleet.discard(spec.name, spec.generation, [found for found in unused(model) if found.generation in failed])
+    return _result(spec, "done", reason, model=model)
+
+
+def retire(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """Keeps what was replaced warm for a while, then removes everything that serves nothing."""
+    model = fleet.current(spec.name, spec.generation)
+    rollout = required_rollout(model, spec.generation)
+    registered = fleet.registry.get(spec.name, rollout.version)
+    warm_until = (rollout.ended_at or time.time()) + registered.recipe.rollout.keep_warm_s
+    if unused(model):
+        fleet.say(f"version {model.previous.version if model.previous else '?'} stays warm until {_clock(warm_until)}")
+    while unused(model) and time.time() < warm_until:
+        time.sleep(RETIRE_POLL_S)
+        if not fleet.is_newest(spec.name, spec.generation):
+            raise Superseded
+    model = fleet.change(spec.name, spec.generation, lambda model: model.changed(previous=None, canary=None))
+    gone = unused(model)
+    fleet.discard(spec.name, spec.generation, gone)
+    model = fleet.change(spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "retire"))
+    return _result(spec, "done", f"removed {sum(len(found.replicas) for found in gone)} replicas", model=model)
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
+
+
+def _all_on(served: Served | None) -> dict[int, int]:
+    return {served.deployment: 100} if served else {}
+
+
+def _result(
+    spec: RolloutSpec, outcome: Any, reason: str, *, version: str | None = None, model: ModelFleet | None = None
+) -> RolloutResult:
+    rollout = model.rollout(spec.generation) if model else None
+    return RolloutResult(
+        name=spec.name,
+        generation=spec.generation or (model.generation if model else 0),
+        phase=spec.phase,
+        outcome=outcome,
+        reason=reason,
+        version=version or (rollout.version if rollout else spec.version),
+        previous=rollout.previous if rollout else None,
+    )

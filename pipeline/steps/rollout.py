@@ -1,0 +1,62 @@
+"""rollout: one phase of bringing the fleet to the version that the registry calls the champion.
+
+Reads the registry and the version's bundle; writes the fleet's state, the gateway's configuration, replicas and
+aliases. Its artifact is only a record (rollout.json): the effects are outside, and repeating a phase is harmless.
+"""
+
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.artifacts.digests import folder_digest
+from pipeline.contracts.specs import RegisterSpec, RolloutResult, RolloutSpec
+from pipeline.errors import IntegrityError
+from pipeline.fleet.parts import Fleet
+from pipeline.fleet.replicas import Replicas, VllmEngine
+from pipeline.fleet.rollout import run_phase
+from pipeline.job import Job
+from pipeline.registry.connection import required_tracking_uri
+from pipeline.registry.models import RegisteredVersion, Registry
+from pipeline.stack.layout import Layout
+from pipeline.stack.supervisor import Supervisor
+
+
+def run(spec: RolloutSpec, job: Job) -> RolloutResult:
+    """Runs the phase that `spec` names.
+
+    Raises:
+        DataError: the champion is no version that can be served.
+        TransientError: MLflow, the store or the gateway does not answer now.
+    """
+    layout = Layout(job.settings.home_path)
+    engine = VllmEngine(layout, job.settings.python_path("serve"))
+    fleet = Fleet(
+        layout=layout,
+        registry=Registry(required_tracking_uri(job), layout.home_path),
+        replicas=Replicas(Supervisor(layout.home_path), engine),
+        fetch_bundle=lambda version: verified_bundle(version, job),
+        fetch_predictions=lambda version: predictions_path(version, job),
+        say=job.say,
+    )
+    result = run_phase(spec, fleet)
+    job.say(f"{spec.name} rollout {result.generation} {spec.phase}: {result.outcome}: {result.reason}")
+    state = fleet.files.get(spec.name)
+    (job.staging_path / "rollout.json").write_text(state.model_dump_json(indent=2) + "\n")
+    return result
+
+
+def verified_bundle(version: RegisteredVersion, job: Job) -> Path:
+    """The bundle's folder, which is the very one that was registered."""
+    folder = job.fetch_model(version.bundle)
+    actual = folder_digest(folder)
+    if actual != version.bundle_digest:
+        raise IntegrityError(
+            f"the bundle of {version.name} version {version.version} at {version.bundle.artifact.uri} has digest"
+            f" {actual}, but {version.bundle_digest} was registered; release it again"
+        )
+    return folder
+
+
+def predictions_path(version: RegisteredVersion, job: Job) -> Path:
+    """What the version answered in its evaluation."""
+    registration = RegisterSpec.model_validate(artifacts.read_manifest(version.registration).spec)
+    return job.fetch(registration.evaluation) / "predictions.jsonl"
