@@ -139,7 +139,7 @@ def check_recipe(fields: Mapping[str, Any]) -> Recipe:
 
 
 def is_hub_id(uri: str) -> bool:
-    """Whether a base model's `uri` names a model on the hub, not a folder: it has no scheme, no leading dot or slash."""
+    """Whether a base model's `uri` names a model on the hub and not a folder: no scheme, no leading dot or slash."""
     return bool(HUB_ID.match(uri))
 
 

@@ -1,6 +1,7 @@
 """From a planned recipe and the artifacts so far to the next step's spec: the release's wiring, in one place.
 
-Used by the release DAG; each function is pure.
+Used by the release DAG; each function is pure. Where a plan has pinned a file or folder, its place in the recipe is
+left out of the spec: a key depends on what is read, not on where it lies.
 """
 
 from pipeline.contracts.base import ArtifactRef, ModelRef
@@ -23,16 +24,19 @@ def validate_spec(plan: PlanResult) -> ValidateSpec:
         train=plan.train,
         eval=plan.eval,
         format=recipe.dataset.format,
-        rules=recipe.validation,
+        rules=recipe.validation.model_copy(update={"suite_uri": None}),
         suite=plan.suite,
         base_model=plan.base_model,
     )
 
 
 def finetune_spec(plan: PlanResult, dataset: ArtifactRef) -> FinetuneSpec:
+    source = plan.recipe.base_model
+    if plan.base_model is not None:
+        source = source.model_copy(update={"uri": f"sha256:{plan.base_model.digest}"})
     return FinetuneSpec(
         dataset=dataset,
-        base_model=plan.recipe.base_model,
+        base_model=source,
         base_model_folder=plan.base_model,
         settings=plan.recipe.finetune,
     )

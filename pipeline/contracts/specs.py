@@ -37,6 +37,15 @@ class PlanResult(Result):
     suite: FileRef | None = None
 
 
+class GenerateSpec(Spec):
+    """Of a generated data set: no step of its own, but an artifact (`generate/{key}`) that plan makes and reuses.
+
+    Files: train.jsonl, eval.jsonl.
+    """
+
+    settings: recipes.GeneratedData
+
+
 # --- validate ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,178 @@
+"""Pins what a recipe names: files and folders by digest, hub models by commit, generated data as an artifact."""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.artifacts.digests import file_digest, folder_digest
+from pipeline.artifacts.fetching import download_folder
+from pipeline.artifacts.uris import file_uri, local_path
+from pipeline.contracts.base import FileRef, FolderRef, Result, step_key
+from pipeline.contracts.manifest import Manifest
+from pipeline.contracts.recipe import BaseModelSource
+from pipeline.contracts.specs import GenerateSpec
+from pipeline.data import generate
+from pipeline.errors import IntegrityError, SpecError, TransientError
+from pipeline.job import Job
+from pipeline.provenance import draft_manifest
+from pipeline.recipe_files import is_hub_id
+
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+DATA_SUFFIXES = (".jsonl", ".parquet")
+
+
+def pin_file(uri: str, field: str, cache_path: Path, *, suffixes: tuple[str, ...]) -> FileRef:
+    """The digest and size of a file as it is now.
+
+    Args:
+        field: the recipe's field that names it, for messages.
+
+    Raises:
+        SpecError: it is missing, no file, unreadable, or of another kind than `suffixes`.
+    """
+    if not uri.endswith(suffixes):
+        raise SpecError(f"{field} is {uri}, expected a file that ends in {' or '.join(suffixes)}")
+    path = _local(uri, field)
+    if path is None:
+        return _pin_remote_file(uri, field, cache_path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise SpecError(f"{field}: {path} {kind}; correct the path in the recipe, or put the file there")
+    try:
+        return FileRef(uri=file_uri(path), digest=file_digest(path), size_bytes=path.stat().st_size)
+    except PermissionError as error:
+        raise SpecError(f"{field}: {path} cannot be read by this user; change its permissions") from error
+
+
+def pin_base_model(source: BaseModelSource, cache_path: Path) -> tuple[BaseModelSource, FolderRef | None]:
+    """A folder by its digest; a hub id by its commit, which becomes the source's `revision`."""
+    if source.uri is None:
+        return source, None
+    if is_hub_id(source.uri):
+        commit = _hub_commit(source.uri, source.revision)
+        return source.model_copy(update={"revision": commit}), None
+    if source.revision is not None:
+        raise SpecError(f"base_model.revision is {source.revision!r}, but {source.uri} is a folder; leave it out")
+    path = _local(source.uri, "base_model.uri")
+    if path is None:
+        return source, _pin_remote_folder(source.uri, cache_path)
+    _check_model_folder(path, source.uri)
+    return source, FolderRef(uri=file_uri(path), digest=folder_digest(path))
+
+
+def pin_generated(spec: GenerateSpec, job: Job) -> tuple[FileRef, FileRef]:
+    """Training and held-out rows of the generated data set, as an artifact of its own.
+
+    It is found again by its settings, so that later releases read the same files.
+    """
+    key = step_key("generate", 1, spec)
+    maker = Job(step="generate", key=key, out_uri=f"{job.store_uri}/generate/{key}", settings=job.settings)
+    with maker.exclusive():
+        manifest = artifacts.find_manifest(maker.out_uri) or _generate(spec, maker)
+    entries = {entry.path: entry for entry in manifest.files}
+    train, held_out = (
+        FileRef(
+            uri=f"{maker.out_uri}/{manifest.root}/{name}",
+            digest=entries[name].sha256,
+            size_bytes=entries[name].size_bytes,
+        )
+        for name in ("train.jsonl", "eval.jsonl")
+    )
+    return train, held_out
+
+
+def _generate(spec: GenerateSpec, maker: Job) -> Manifest:
+    started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    maker.clear_staging()
+    generate.support_intents(
+        train_rows=spec.settings.train_rows,
+        eval_rows=spec.settings.eval_rows,
+        seed=spec.settings.seed,
+        train_path=maker.staging_path / "train.jsonl",
+        eval_path=maker.staging_path / "eval.jsonl",
+    )
+    draft = draft_manifest(maker, spec, Result(), started_at=started_at, duration_s=time.monotonic() - started)
+    manifest = artifacts.publish(maker.out_uri, maker.staging_path, draft)
+    maker.clear_work()
+    return manifest
+
+
+def _local(uri: str, field: str) -> Path | None:
+    try:
+        return local_path(uri)
+    except SpecError as error:
+        raise SpecError(f"{field}: {error}") from error
+
+
+def _pin_remote_file(uri: str, field: str, cache_path: Path) -> FileRef:
+    base, _, name = uri.rpartition("/")
+    store = artifacts.open_store(base)
+    sizes: list[int] = []
+
+    def download(folder: Path) -> str:
+        try:
+            store.download(name, folder / name)
+        except IntegrityError as error:
+            raise SpecError(f"{field}: {uri} does not exist; correct it in the recipe, or upload the file") from error
+        sizes.append((folder / name).stat().st_size)
+        return file_digest(folder / name)
+
+    digest = _into_cache(cache_path / "files", download)
+    return FileRef(uri=uri, digest=digest, size_bytes=sizes[0])
+
+
+def _pin_remote_folder(uri: str, cache_path: Path) -> FolderRef:
+    def download(folder: Path) -> str:
+        download_folder(uri, folder)
+        _check_model_folder(folder, uri)
+        return folder_digest(folder)
+
+    return FolderRef(uri=uri, digest=_into_cache(cache_path / "folders", download))
+
+
+def _into_cache(folder: Path, download: Callable[[Path], str]) -> str:
+    """Downloads into a temporary folder that is then named after the digest which `download` returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pin-", ignore_cleanup_errors=True) as temporary:
+        content = Path(temporary) / "content"
+        content.mkdir()
+        digest = download(content)
+        if not (folder / digest).exists():
+            content.rename(folder / digest)
+    return digest
+
+
+def _check_model_folder(path: Path, uri: str) -> None:
+    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        raise SpecError(
+            f"base_model.uri: {uri} holds no model: config.json and *.safetensors are expected in it;"
+            " give a folder in Hugging Face form, or a hub id such as org/name"
+        )
+
+
+def _hub_commit(model_id: str, revision: str | None) -> str:
+    """The commit that `revision` (by default the main branch) of a hub model stands at."""
+    if revision and COMMIT.match(revision):
+        return revision
+    import httpx  # the hub's client takes a moment to import, and most recipes need none
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return str(HfApi().model_info(model_id, revision=revision, timeout=20).sha)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise SpecError(
+            f"base_model.uri: the hub has no model {model_id!r} that this machine may read;"
+            f" correct it, log in with `hf auth login`, or write ./{model_id} if a folder is meant"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise SpecError(f"base_model.revision: {model_id} has no revision {revision!r}") from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise TransientError(
+            f"base_model.uri: cannot ask the hub about {model_id!r} ({error}); without a way to the hub, download the"
+            " model elsewhere and give its folder as base_model.uri, or name a 40-digit commit as base_model.revision"
+        ) from error

@@ -1,0 +1,82 @@
+"""What made an artifact: the code, the installed packages, the inputs; written into its manifest."""
+
+import functools
+import hashlib
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pipeline import __version__
+from pipeline.artifacts.digests import file_entries
+from pipeline.artifacts.transfer import content_root
+from pipeline.contracts.base import Content, Result, Spec
+from pipeline.contracts.manifest import Manifest, manifest_digest
+from pipeline.job import Job
+from pipeline.settings import ROOT
+
+
+def draft_manifest(job: Job, spec: Spec, result: Result, *, started_at: str, duration_s: float) -> Manifest:
+    """The manifest of what lies in the job's staging folder, to which result.json is added."""
+    (job.staging_path / "result.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    files = file_entries(job.staging_path)
+    dumped = result.model_dump(mode="json")
+    return Manifest(
+        step=job.step,
+        key=job.key,
+        digest=manifest_digest(job.step, job.key, files, dumped),
+        root=content_root(files),
+        files=files,
+        spec=spec.model_dump(mode="json"),
+        result=dumped,
+        inputs=tuple(sorted(input_digests(spec))),
+        code_version=code_version(),
+        environment_digest=environment_digest(),
+        seeds=job.seeds,
+        started_at=started_at,
+        duration_s=round(duration_s, 3),
+        figures=job.figures,
+    )
+
+
+@functools.cache
+def code_version(root: Path = ROOT) -> str:
+    """The release, and where the tree is a git checkout its commit: `0.1.0+g1a2b3c4d5e6f`, `.dirty` if edited."""
+    if _git(root, "rev-parse", "--show-toplevel") != str(root):
+        return __version__
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return __version__
+    dirty = ".dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    return f"{__version__}+g{commit}{dirty}"
+
+
+@functools.cache
+def environment_digest() -> str:
+    """Over the names and versions of every installed package."""
+    installed = sorted({f"{dist.name.lower()}=={dist.version}" for dist in metadata.distributions()})
+    return hashlib.sha256("\n".join(installed).encode()).hexdigest()
+
+
+def input_digests(value: object) -> set[str]:
+    """The digests of all content that a spec refers to, at any depth."""
+    if isinstance(value, Content):
+        return {value.digest}
+    if isinstance(value, BaseModel):
+        return input_digests(tuple(getattr(value, name) for name in type(value).model_fields))
+    if isinstance(value, dict):
+        return input_digests(tuple(value.values()))
+    if isinstance(value, tuple | list):
+        return {digest for item in value for digest in input_digests(item)}
+    return set()
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says; empty without git, outside a checkout, or for a checkout of somebody else's."""
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
