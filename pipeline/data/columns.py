@@ -23,7 +23,7 @@ row with a roles problem has no prompt and no answer. Prompts are compared in lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -151,17 +151,13 @@ def count_bytes(table: pl.DataFrame) -> pl.Series:
     return table.select(tokens=pl.col("prompt").str.len_bytes() + pl.col("answer").str.len_bytes())["tokens"]
 
 
-def token_counter(encode_batch: Callable[[list[str]], Iterable[list[int]]]) -> TokenCounter:
-    """Counts with a tokenizer. `encode_batch` gives the ids of each text."""
+def token_counter(count_batch: Callable[[list[str]], list[int]]) -> TokenCounter:
+    """Counts with a tokenizer. `count_batch` gives the number of tokens of each text."""
 
     def count(table: pl.DataFrame) -> pl.Series:
         known = table.select("line", "prompt", "answer").drop_nulls()
-        counts = [
-            sum(map(len, pair))
-            for pair in zip(
-                encode_batch(known["prompt"].to_list()), encode_batch(known["answer"].to_list()), strict=True
-            )
-        ]
+        prompts, answers = count_batch(known["prompt"].to_list()), count_batch(known["answer"].to_list())
+        counts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         counted = known.select("line").with_columns(pl.Series("tokens", counts, pl.Int32))
         return table.select("line").join(counted, on="line", how="left", maintain_order="left")["tokens"]
 

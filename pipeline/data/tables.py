@@ -1,0 +1,81 @@
+"""One pass over a data file: its columns for the rules, and its rows written out again in normal form."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.data.chat import Batch, ChatRow, encoder, read_batches
+from pipeline.data.columns import TokenCounter, batch_table, compared, token_counter
+
+EXCERPT_CHARS = 240
+
+
+def read_table(
+    source_path: Path,
+    suffix: str,
+    *,
+    rows_path: Path,
+    count_tokens: TokenCounter,
+    keep_prompt: bool,
+    on_batch: Callable[[Batch], None],
+) -> pl.DataFrame:
+    """The table of every row but for `in_train`, while `rows_path` gets the readable rows, one a line.
+
+    Only one batch of rows is in memory at a time. The table itself keeps the answers, and the prompts only if a rule
+    asks for them.
+    """
+    tables: list[pl.DataFrame] = []
+    encode = encoder()
+    with rows_path.open("wb") as rows_file:
+        for batch in read_batches(source_path, suffix):
+            readable = [row for row in batch.rows if isinstance(row, ChatRow)]
+            rows_file.write(encode.encode_lines(readable))
+            table = batch_table(batch, count_tokens)
+            tables.append(table if keep_prompt else table.drop("prompt"))
+            on_batch(batch)
+    return compared(pl.concat(tables, rechunk=False))
+
+
+def excerpts(source_path: Path, suffix: str, lines: set[int]) -> dict[int, str]:
+    """The beginning of each of `lines`, as it stands in the file."""
+    if suffix == ".jsonl":
+        return _line_excerpts(source_path, lines)
+    found: dict[int, str] = {}
+    for batch in read_batches(source_path, suffix):
+        for line, row in zip(batch.lines, batch.rows, strict=True):
+            if line in lines and isinstance(row, ChatRow):
+                found[line] = encoder().encode(row).decode()[:EXCERPT_CHARS]
+        if len(found) == len(lines):
+            break
+    return found
+
+
+def _line_excerpts(source_path: Path, lines: set[int]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    number, at_start, last = 0, True, max(lines, default=0)
+    with source_path.open("rb") as file:
+        while number <= last and (piece := file.readline(1 << 20)):
+            number += at_start
+            if at_start and number in lines:
+                found[number] = piece.decode(errors="replace").rstrip()[:EXCERPT_CHARS]
+            at_start = piece.endswith(b"\n")
+    return found
+
+
+def file_tokenizer(folder: Path) -> TokenCounter | None:
+    """Counts with the tokenizer.json of a model folder; None if it has none."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer: Any = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count_batch(texts: list[str]) -> list[int]:
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return token_counter(count_batch)
