@@ -75,7 +75,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         home_path=home,
         venvs_path=Path(environ.get("SLIPWAY_VENVS") or ROOT / ".venvs").absolute(),
-        store_uri=environ.get("SLIPWAY_STORE") or f"file://{home}/store",
+        store_uri=(environ.get("SLIPWAY_STORE") or (home / "store").as_uri()).rstrip("/"),
         s3_endpoint=environ.get("SLIPWAY_S3_ENDPOINT") or None,
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
         release=environ.get("SLIPWAY_RELEASE") or None,
