@@ -1,0 +1,1 @@
+"""The command line: `slipway up`, `release`, `status` and the rest. See `./slipway --help`."""

@@ -1,0 +1,195 @@
+"""The commands and their options. Each one's work is in a module of its own, imported when it is asked for, so that
+`--help` and shell completion answer at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import SlipwayError, SpecError
+
+app = typer.Typer(
+    name="slipway",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="From a data set to a serving fleet: releases language models through Airflow, MLflow and vLLM.",
+    epilog="State lives in $SLIPWAY_HOME (default: .slipway beside the code). Start with `slipway demo`.",
+)
+
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe's name (from infra/recipes or $SLIPWAY_HOME/recipes) or the path of its file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. `--set finetune.epochs=2`. Repeatable."),
+]
+Wait = Annotated[bool, typer.Option(help="Show the steps live until the new version serves.")]
+SummaryFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as JSON into this file, too.")
+]
+PortOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--port",
+        metavar="PART=NUMBER",
+        help="Fix a port: airflow, mlflow, gateway or gateway_admin. Kept from then on. Repeatable.",
+    ),
+]
+
+
+@app.command()
+def up(port: PortOptions = None) -> None:
+    """Start the local stack, or repair what is down. Twice is harmless.
+
+    Example: `slipway up --port airflow=8080 --port gateway=8000`
+    """
+    from pipeline.commands import stack_commands
+
+    stack_commands.up(parse_ports(port or []))
+
+
+@app.command()
+def down() -> None:
+    """Stop everything: the stack, the replicas, running jobs. State stays; `slipway up` goes on with it."""
+    from pipeline.commands import stack_commands
+
+    stack_commands.down()
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")] = False,
+) -> None:
+    """What is served, by which replicas, where everything is, and the credentials.
+
+    Example: `slipway status --json | jq -r .gateway`
+    """
+    from pipeline.commands import status as command
+
+    command.show(as_json=as_json)
+
+
+@app.command()
+def release(recipe: Recipe, overrides: Overrides = None, wait: Wait = True, summary_file: SummaryFile = None) -> None:
+    """Release a recipe: train, evaluate, quantize, register, promote, roll out.
+
+    Ctrl-C leaves the release running.
+
+    Example: `slipway release banking77 --set dataset.uri=/data/train.jsonl --set dataset.eval_uri=/data/test.jsonl`
+    """
+    from pipeline.commands import release as command
+
+    command.release(recipe, overrides or [], wait=wait, summary_path=summary_file)
+
+
+@app.command()
+def demo(port: PortOptions = None, summary_file: SummaryFile = None) -> None:
+    """Start the stack and release the demo recipe: the whole way, once."""
+    from pipeline.commands import release as command
+    from pipeline.commands import stack_commands
+
+    stack_commands.up(parse_ports(port or []))
+    command.release("demo", [], wait=True, summary_path=summary_file)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    version: Annotated[str, typer.Argument(help="Its version, as MLflow numbers it.")],
+    wait: Wait = True,
+) -> None:
+    """Make a version the champion; the fleet follows by itself.
+
+    Example: `slipway promote demo 3`
+    """
+    from pipeline.commands import champion
+
+    champion.promote(name, version, wait=wait)
+
+
+@app.command()
+def rollback(name: Annotated[str, typer.Argument(help="The registered model.")]) -> None:
+    """Go back to the version that served before. At once while its replicas are warm.
+
+    Example: `slipway rollback demo`
+    """
+    from pipeline.commands import champion
+
+    champion.rollback(name)
+
+
+@app.command()
+def chat(
+    name: Annotated[str | None, typer.Argument(help="The model; if left out, the one rolled out last.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Say this and leave.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+) -> None:
+    """Talk to a served model through the gateway.
+
+    Example: `slipway chat demo --message "where is my parcel?"`
+    """
+    from pipeline.commands import chat as command
+
+    command.chat(name, message, max_tokens=max_tokens)
+
+
+@app.command()
+def logs(
+    what: Annotated[str, typer.Argument(metavar="STEP", help="A step, e.g. finetune; or a program, e.g. mlflow.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is written.")] = False,
+) -> None:
+    """Show the log of a step's newest job, or of a program of the stack.
+
+    Example: `slipway logs finetune --follow`
+    """
+    from pipeline.commands import logs as command
+
+    command.show(what, follow=follow)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine, the environments and the stack, and say what to do about what is wrong."""
+    from pipeline.commands import doctor as command
+
+    raise typer.Exit(command.examine())
+
+
+@app.command()
+def validate(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check a recipe without running it.
+
+    Example: `slipway validate demo --set finetune.batch_size=33`
+    """
+    from pipeline.commands import release as command
+
+    command.validate(recipe, overrides or [])
+
+
+def parse_ports(assignments: list[str]) -> dict[str, int]:
+    """`["airflow=8080"]` as part to port.
+
+    Raises:
+        SpecError: something else than PART=NUMBER, or a number that is no port.
+    """
+    ports = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if not (text.isdecimal() and 0 < int(text) < 65536):
+            raise SpecError(f"--port {assignment}: expected PART=NUMBER with a number from 1 to 65535")
+        ports[name] = int(text)
+    return ports
+
+
+def main() -> int:
+    try:
+        app(prog_name="slipway", standalone_mode=True)
+    except SlipwayError as error:
+        print(f"slipway: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,31 @@
+"""Where the commands print to: rich on a terminal, plain lines elsewhere."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import settings
+from pipeline.settings import Settings
+from pipeline.stack.layout import Layout
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def here() -> tuple[Layout, Settings]:
+    """The home folder and the settings of this call."""
+    configured = settings.load()
+    return Layout(Path(configured.home_path)), configured
+
+
+def in_seconds(seconds: float) -> str:
+    """`4.2 s`, `38 s`, `3 min 05 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def in_bytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.2f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:,.2f} GB"

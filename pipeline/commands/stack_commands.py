@@ -1,0 +1,31 @@
+"""`slipway up` and `slipway down`."""
+
+import time
+
+from pipeline.commands.output import console, here, in_seconds
+from pipeline.stack.bring_up import Stack
+
+
+def up(ports: dict[str, int]) -> None:
+    """Starts the stack, a line for each part as it gets there."""
+    layout, configured = here()
+    started = time.monotonic()
+    console.print(f"Starting the stack in {layout.home_path}")
+
+    def say(part: str, news: str) -> None:
+        mark = "[green]✓[/green]" if news == "ready" else " "
+        console.print(f" {mark} {in_seconds(time.monotonic() - started):>8}  {part}: {news}")
+
+    Stack(layout, configured).up(say, ports)
+    chosen = layout.ports()
+    console.print(
+        f"The stack is up. Airflow http://127.0.0.1:{chosen.airflow}  MLflow http://127.0.0.1:{chosen.mlflow} "
+        f" gateway http://127.0.0.1:{chosen.gateway}  (credentials: `./slipway status`)"
+    )
+
+
+def down() -> None:
+    """Stops every process of the home."""
+    layout, configured = here()
+    count = Stack(layout, configured).down()
+    console.print(f"Stopped {count} processes of {layout.home_path}." if count else "Nothing was running.")
