@@ -29,6 +29,10 @@ COMPARISON_TAG = "slipway.comparison"
 REFUSED_TAG = "slipway.refused"
 """Why the last attempt to promote the version was refused."""
 
+ROLLOUT_TAG = "slipway.rollout"
+"""How the version's last rollout ended; the rollout writes it."""
+ROLLOUT_FAILED = "failed"
+
 
 class Promotion(Contract):
     """What a promotion did."""

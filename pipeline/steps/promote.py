@@ -39,12 +39,10 @@ def run(spec: PromoteSpec, job: Job) -> PromoteResult:
     except GateRefused as refusal:
         registry.tag(version.name, version.version, promotion.REFUSED_TAG, str(refusal))
         raise
-    promoted_by = "policy auto" if spec.policy == "auto" else spec.approved_by
-    if promoted_by is None:
-        return _result(version, checked, promoted=False, reason=f"waits for approval; {checked.reason}")
-    if _is_older(version, checked.champion) and spec.approved_by is None:
-        newer = f"the champion, version {checked.champion}, is newer; promote by hand to go back; {checked.reason}"
-        return _result(version, checked, promoted=False, reason=newer)
+    held_back = _held_back(spec, version, checked.champion)
+    if held_back:
+        return _result(version, checked, promoted=False, reason=f"{held_back}; {checked.reason}")
+    promoted_by = spec.approved_by or "policy auto"
     tags = {promotion.PROMOTED_BY_TAG: promoted_by, promotion.REQUEST_TAG: spec.request_id}
     if checked.comparison:
         tags[promotion.COMPARISON_TAG] = checked.reason
@@ -82,8 +80,17 @@ def _check(spec: PromoteSpec, job: Job, *, registry: Registry, version: Register
     return Checked(champion=number, comparison=comparison, reason=f"{reason}; {compared}")
 
 
-def _is_older(version: RegisteredVersion, champion: str | None) -> bool:
-    return champion is not None and int(version.version) < int(champion)
+def _held_back(spec: PromoteSpec, version: RegisteredVersion, champion: str | None) -> str | None:
+    """Why a version that passed every gate is still left to a person; None if it is not."""
+    if spec.approved_by is not None:
+        return None
+    if spec.policy == "manual":
+        return "waits for approval"
+    if champion is not None and int(version.version) < int(champion):
+        return f"the champion, version {champion}, is newer; promote by hand to go back"
+    if version.tags.get(promotion.ROLLOUT_TAG) == promotion.ROLLOUT_FAILED:
+        return f"version {version.version} failed its rollout before; promote by hand to try it again"
+    return None
 
 
 def _already_champion(registry: Registry, version: RegisteredVersion, *, request_id: str) -> PromoteResult:

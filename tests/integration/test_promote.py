@@ -9,6 +9,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.contracts.base import ArtifactRef
 from pipeline.errors import DataError, SpecError
+from pipeline.fleet.rollout import OUTCOME_TAG
 from pipeline.registry import models, promotion
 from pipeline.registry.models import CHAMPION, Registry
 from tests.integration.finished_release import FinishedRelease
@@ -178,6 +179,19 @@ def test_a_late_older_release_does_not_replace_a_newer_champion(
     assert not finished_release.decision(late).promoted
     assert "version 2, is newer" in finished_release.decision(late).reason
     assert registry.alias(finished_release.recipe.name, CHAMPION) == "2"
+
+
+def test_a_version_that_failed_its_rollout_is_not_promoted_again_by_itself(
+    finished_release: FinishedRelease, registry: Registry
+) -> None:
+    """The same recipe released again finds the version that was rolled back; a person may still want it."""
+    registration, name = registered(finished_release, 0.8), finished_release.recipe.name
+    registry.tag(name, "1", OUTCOME_TAG, "failed")
+    spec = finished_release.promote_spec(registration)
+    assert finished_release.promote(spec) == 0
+    assert not finished_release.decision(spec).promoted
+    assert "failed its rollout" in finished_release.decision(spec).reason
+    assert promotion.promote_by_hand(registry, name=name, version="1", promoted_by="ada").changed
 
 
 def test_a_champion_from_elsewhere_is_not_replaced_blindly(
