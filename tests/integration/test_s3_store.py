@@ -1,0 +1,283 @@
+"""The S3 store against a real server (Ceph's RADOS gateway)."""
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.artifacts import s3
+from pipeline.artifacts.digests import file_entries, folder_digest
+from pipeline.artifacts.s3 import PART_BYTES, S3Store
+from pipeline.contracts.recipe import BaseModelSource
+from pipeline.errors import IntegrityError, SpecError, TransientError
+from pipeline.inputs import pin_base_model, pin_file
+from pipeline.settings import ROOT
+from tests.artifact_samples import KEY, manifest_of, write_files
+from tests.integration.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, credentials, running_radosgw
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("radosgw")]
+
+PARTS = 6
+BIG_BYTES = PARTS * PART_BYTES - 12_345
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Radosgw]:
+    """One server for this module. Its folder's name is short, since the daemons' sockets lie in it."""
+    with running_radosgw(Path(tempfile.mkdtemp(prefix="rgw-"))) as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: Radosgw, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store with a prefix in a new bucket."""
+    use_credentials(monkeypatch, server)
+    return S3Store(f"s3://{server.make_bucket()}/team/store")
+
+
+def use_credentials(monkeypatch: pytest.MonkeyPatch, server: Radosgw, secret: str = SECRET_KEY) -> None:
+    """Points this process at the server, as a user would."""
+    monkeypatch.setenv("SLIPWAY_S3_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    s3._client.cache_clear()
+
+
+@contextmanager
+def publisher(server: Radosgw, uri: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is about to publish `folder`; killed at the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.publish_once", uri, str(folder)],
+        cwd=ROOT,
+        env=credentials(SLIPWAY_S3_ENDPOINT=server.endpoint),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.005)
+
+
+def unfinished_uploads(server: Radosgw, store: S3Store) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = server.client().list_multipart_uploads(Bucket=store.bucket).get("Uploads", [])
+    return found
+
+
+def sent_parts(server: Radosgw, store: S3Store) -> int:
+    """How many parts of the bucket's only unfinished upload have arrived."""
+    uploads = unfinished_uploads(server, store)
+    if not uploads:
+        return 0
+    parts = server.client().list_parts(Bucket=store.bucket, Key=uploads[0]["Key"], UploadId=uploads[0]["UploadId"])
+    return len(parts.get("Parts", []))
+
+
+def test_a_published_artifact_is_fetched_with_every_byte(store: S3Store, tmp_path: Path) -> None:
+    """Small, empty, nested and multipart files arrive, and a second fetch reads the cache."""
+    folder = write_files(tmp_path / "in", {"a.txt": 10, "empty": 0, "deep/er/b.bin": 2 * PART_BYTES + 7, "sp ace+ü": 5})
+    uri = store.uri_of(f"validate/{KEY}")
+
+    published = artifacts.publish(uri, folder, manifest_of(folder))
+    fetched = artifacts.fetch(published.ref(uri), tmp_path / "cache")
+
+    assert file_entries(fetched) == file_entries(folder)
+    assert artifacts.fetch(published.ref(uri), tmp_path / "cache") == fetched
+    assert artifacts.find_manifest(store.uri_of(f"finetune/{KEY}")) is None
+
+
+def test_of_racing_manifests_exactly_one_is_created(store: S3Store) -> None:
+    """Eight writers, ten times: one of them wins and all later readers see its bytes."""
+    for attempt in range(10):
+        name = f"validate/{attempt}/manifest.json"
+        with ThreadPoolExecutor(8) as pool:
+            created = list(pool.map(lambda n, name=name: store.create(name, str(n).encode()), range(8)))
+        assert created.count(True) == 1
+        assert store.read(name) == str(created.index(True)).encode()
+
+
+def test_the_loser_of_a_race_gets_the_winners_manifest_and_leaves_no_files(store: S3Store, tmp_path: Path) -> None:
+    """Two attempts with other content under one key: the second one's files go."""
+    uri = store.uri_of(f"validate/{KEY}")
+    first, second = write_files(tmp_path / "1", {"a": 10}), write_files(tmp_path / "2", {"a": 10}, seed=b"other")
+
+    winner = artifacts.publish(uri, first, manifest_of(first))
+
+    assert artifacts.publish(uri, second, manifest_of(second)) == winner
+    assert store.names(f"validate/{KEY}") == sorted(
+        [f"validate/{KEY}/manifest.json", f"validate/{KEY}/{winner.root}/a"]
+    )
+
+
+def test_a_bucket_whose_server_ignores_conditional_creates_is_refused(server: Radosgw, store: S3Store) -> None:
+    """This server overwrites silently in a bucket with versions, which would let two results mix."""
+    server.client().put_bucket_versioning(Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"})
+
+    with pytest.raises(SpecError, match="without versioning"):
+        store.create("validate/x/manifest.json", b"{}")
+
+
+def test_a_killed_upload_continues_with_the_parts_that_arrived(
+    server: Radosgw, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 in the middle: the next attempt sends only the missing parts, and no upload is left open."""
+    folder = write_files(tmp_path / "in", {"model.safetensors": BIG_BYTES})
+    uri = store.uri_of(f"validate/{KEY}")
+    with publisher(server, uri, folder) as process:
+        go(process)
+        wait_until(lambda: sent_parts(server, store) or process.poll() is not None)
+    assert artifacts.find_manifest(uri) is None
+    arrived = sent_parts(server, store)
+    assert 0 < arrived < PARTS
+    sent: list[int] = []
+    upload_part = store.client.upload_part
+
+    def counted(**request: object) -> object:
+        sent.append(int(str(request["PartNumber"])))
+        return upload_part(**request)
+
+    monkeypatch.setattr(s3._client(server.endpoint), "upload_part", counted)
+
+    published = artifacts.publish(uri, folder, manifest_of(folder))
+
+    assert len(sent) == PARTS - arrived
+    assert unfinished_uploads(server, store) == []
+    assert file_entries(artifacts.fetch(published.ref(uri), tmp_path / "cache")) == published.files
+
+
+def test_two_uploaders_of_one_big_file_both_succeed(server: Radosgw, store: S3Store, tmp_path: Path) -> None:
+    """Whoever completes first, the other sees that the object is there."""
+    folder = write_files(tmp_path / "in", {"model.safetensors": BIG_BYTES})
+    uri = store.uri_of(f"validate/{KEY}")
+    with publisher(server, uri, folder) as one, publisher(server, uri, folder) as other:
+        go(one)
+        go(other)
+        said = {process.communicate(timeout=120)[0] for process in (one, other)}
+
+    assert said == {f"{manifest_of(folder).digest}\n"}
+    assert unfinished_uploads(server, store) == []
+
+
+def test_an_upload_survives_a_server_that_is_away_for_seconds(server: Radosgw, store: S3Store, tmp_path: Path) -> None:
+    """The gateway is killed in the middle of an upload and comes back three seconds later."""
+    folder = write_files(tmp_path / "in", {"model.safetensors": BIG_BYTES})
+    uri = store.uri_of(f"validate/{KEY}")
+    manifest = manifest_of(folder)
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(artifacts.publish, uri, folder, manifest)
+        wait_until(lambda: sent_parts(server, store) or publishing.done())
+        assert not publishing.done()
+        server.stop_gateway()
+        timer = threading.Timer(3, server.start_gateway)
+        timer.start()
+        try:
+            published = publishing.result(timeout=200)
+        finally:
+            timer.join()
+
+    assert file_entries(artifacts.fetch(published.ref(uri), tmp_path / "cache")) == manifest.files
+
+
+def test_a_server_that_stays_away_is_a_transient_fault(server: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its retries the store says what it asked, of whom, and what to do."""
+    use_credentials(monkeypatch, server)
+    monkeypatch.setenv("SLIPWAY_S3_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+
+    with pytest.raises(TransientError, match=r"cannot read s3://bucket/x at http://127.0.0.1:9: .*start the server"):
+        S3Store("s3://bucket").read("x")
+
+
+def test_a_wrong_secret_fails_at_once(server: Radosgw, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrying cannot help, so it is an error of the settings, and the secret is not in it."""
+    use_credentials(monkeypatch, server, secret="not-the-secret")
+
+    with pytest.raises(SpecError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        S3Store(store.uri).read("x")
+
+    assert "not-the-secret" not in str(caught.value)
+
+
+def test_a_missing_bucket_fails_at_once(server: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the advice to create it."""
+    use_credentials(monkeypatch, server)
+
+    with pytest.raises(SpecError, match="create it"):
+        S3Store("s3://no-such-bucket-here").create("x", b"")
+
+
+def test_an_altered_byte_is_an_integrity_error(server: Radosgw, store: S3Store, tmp_path: Path) -> None:
+    """Somebody overwrites an object behind the manifest's back."""
+    folder = write_files(tmp_path / "in", {"a": 100, "b": 100})
+    uri = store.uri_of(f"validate/{KEY}")
+    published = artifacts.publish(uri, folder, manifest_of(folder))
+    key = f"{store.prefix}validate/{KEY}/{published.root}/b"
+    server.client().put_object(Bucket=store.bucket, Key=key, Body=b"x" * 100)
+
+    with pytest.raises(IntegrityError, match="b was altered"):
+        artifacts.fetch(published.ref(uri), tmp_path / "cache")
+
+
+def test_a_deleted_object_is_an_integrity_error(server: Radosgw, store: S3Store, tmp_path: Path) -> None:
+    """The message names it."""
+    folder = write_files(tmp_path / "in", {"a": 100})
+    uri = store.uri_of(f"validate/{KEY}")
+    published = artifacts.publish(uri, folder, manifest_of(folder))
+    store.remove(f"validate/{KEY}/{published.root}/a")
+
+    with pytest.raises(IntegrityError, match=f"{published.root}/a is missing"):
+        artifacts.fetch(published.ref(uri), tmp_path / "cache")
+
+
+def test_a_damaged_cached_copy_is_fetched_again(store: S3Store, tmp_path: Path) -> None:
+    """The store's bytes are what counts."""
+    folder = write_files(tmp_path / "in", {"a": 100})
+    uri = store.uri_of(f"validate/{KEY}")
+    published = artifacts.publish(uri, folder, manifest_of(folder))
+    cached = artifacts.fetch(published.ref(uri), tmp_path / "cache")
+    (cached / "a").write_bytes(b"damaged")
+
+    assert file_entries(artifacts.fetch(published.ref(uri), tmp_path / "cache")) == published.files
+
+
+def test_rows_and_a_base_model_in_a_bucket_are_pinned_and_fetched(store: S3Store, tmp_path: Path) -> None:
+    """What plan pins, a later step reads on a machine with an empty cache."""
+    folder = write_files(tmp_path / "in", {"rows.jsonl": 50, "model/config.json": 5, "model/w.safetensors": 70})
+    for entry in file_entries(folder):
+        store.upload(folder / entry.path, entry.path, entry)
+
+    rows = pin_file(store.uri_of("rows.jsonl"), "dataset.uri", tmp_path / "c1", suffixes=(".jsonl",))
+    _, model = pin_base_model(BaseModelSource(uri=store.uri_of("model")), tmp_path / "c1")
+
+    assert model is not None
+    assert model.digest == folder_digest(folder / "model")
+    for cache in ("c1", "c2"):
+        fetched = artifacts.fetch_file(rows, tmp_path / cache)
+        assert fetched.read_bytes() == (folder / "rows.jsonl").read_bytes()
+        assert folder_digest(artifacts.fetch_folder(model, tmp_path / cache)) == model.digest
+    with pytest.raises(SpecError, match=r"dataset.uri: s3://.*gone.jsonl does not exist"):
+        pin_file(store.uri_of("gone.jsonl"), "dataset.uri", tmp_path / "c1", suffixes=(".jsonl",))
