@@ -97,7 +97,7 @@ def _seldom(split: Split, name: str, column: str, fraction: float, what: str) ->
     return Rule(
         split=split,
         name=name,
-        says=f"at most {fraction:.4g} of the rows {what}" if fraction else f"no rows {what}",
+        says=f"at most {100 * fraction:.4g} % of the rows {what}" if fraction else f"no rows {what}",
         type="expect_column_values_to_be_null",
         kwargs={"column": column, "mostly": 1 - fraction},
     )
