@@ -1,6 +1,7 @@
 """The model card: what a person wants to know before calling a version, as Markdown.
 
-It enters the registration artifact's digest, so it names content by digest and holds no time, run id or address.
+It enters the registration artifact's digest, so it names content by digest and holds no time, run id, address or
+code version.
 """
 
 from pipeline.contracts.specs import Scores
@@ -47,8 +48,6 @@ Training rows `{train_digest}`, held-out rows `{eval_digest}` (sha256).
 | evaluation | `{evaluation_digest}` |
 | recipe | `{recipe_digest}` |
 
-Made by Slipway {code_version}.
-
 ## How to call it
 Through the gateway, in OpenAI's chat form:
 
@@ -87,7 +86,6 @@ def render(lineage: Lineage) -> str:
         finetuned_digest=lineage.finetuned.digest,
         evaluation_digest=lineage.evaluation.digest,
         recipe_digest=recipe_digest(recipe),
-        code_version=lineage.finetuned.code_version,
         max_new_tokens=recipe.evaluate.max_new_tokens,
         **training.model_dump(),
         **data.model_dump(exclude={"labels"}),

@@ -173,7 +173,13 @@ def _find_or_create(job: Job, tracking_uri: str) -> str:
         experiment_id = _experiment(client, experiment_name(job))
         runs = _runs_of(client, experiment_id, job.key)
         if not runs:
-            tags = {KEY_TAG: job.key, STEP_TAG: job.step, "slipway.version": __version__}
+            tags = {
+                KEY_TAG: job.key,
+                STEP_TAG: job.step,
+                "slipway.version": __version__,
+                "mlflow.source.name": f"slipway {job.step}",
+                "mlflow.source.type": "JOB",
+            }
             client.create_run(experiment_id, tags=tags, run_name=f"{job.step}-{job.key[:8]}")
             runs = _runs_of(client, experiment_id, job.key)
         # A request that was repeated after a lost answer leaves a second run: all agree on the oldest.
