@@ -149,8 +149,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
                 raise yaml.MarkedYAMLError(problem=f"field {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -159,6 +159,8 @@ class _StrictLoader(yaml.SafeLoader):
 def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError as error:
+        raise SpecError(f"{what} is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
