@@ -37,7 +37,7 @@ def program(layout: Layout) -> Program:
     return Program(
         name=NAME,
         command=(str(_binary("postgres")), "-D", str(layout.postgres_path), *arguments),
-        user=_user(),
+        user=run_as(),
         directory=str(layout.home_path),
         start_retries=20,
         stop_wait_s=20,
@@ -56,7 +56,7 @@ def initialise(layout: Layout) -> None:
     fresh = layout.postgres_path.with_name("postgres.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    user = _user()
+    user = run_as()
     if user:
         shutil.chown(fresh, user)
     arguments = ["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"]
@@ -109,7 +109,7 @@ def _binary(name: str) -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin" / name
 
 
-def _user() -> str | None:
+def run_as() -> str | None:
     """None: as whoever starts the stack."""
     if os.getuid():
         return None

@@ -1,0 +1,65 @@
+"""What the jobs of this machine say about themselves: their logs and the progress lines in them."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.stack.layout import Layout
+
+TAIL_BYTES = 16_384
+ERROR_LINE = re.compile(r"^error \d+ \w+: ")
+
+
+@dataclass(frozen=True)
+class JobLog:
+    """The newest attempt of one job."""
+
+    path: Path
+    offset: int
+    labels: dict[str, str]
+    submitted_at: float
+
+    def tail(self) -> list[str]:
+        """The attempt's last lines."""
+        with self.path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(self.offset, size - TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+
+    def progress(self) -> str:
+        """The last progress line, or else the last line; "" if there is none."""
+        lines = [line for line in self.tail() if line.strip()]
+        found = next((line for line in reversed(lines) if line.startswith("progress ")), "")
+        return found.removeprefix("progress ") or (lines[-1] if lines else "")
+
+    def error(self) -> str:
+        """The line that says why the job failed, or else its last line."""
+        lines = [line for line in self.tail() if line.strip()]
+        return next((line for line in reversed(lines) if ERROR_LINE.match(line)), lines[-1] if lines else "")
+
+
+def find_jobs(layout: Layout) -> list[JobLog]:
+    """Every job that has a log, the newest first."""
+    jobs = [_read(path) for path in layout.jobs_path.glob("*/request.json")]
+    return sorted((job for job in jobs if job), key=lambda job: job.submitted_at, reverse=True)
+
+
+def job_of_task(layout: Layout, run_id: str, task_id: str) -> JobLog | None:
+    """The job that a task of a run submitted."""
+    wanted = {"run_id": run_id, "task_id": task_id}
+    return next((job for job in find_jobs(layout) if wanted.items() <= job.labels.items()), None)
+
+
+def job_of_step(layout: Layout, step: str) -> JobLog | None:
+    """The newest job of a step, named by the task or the step."""
+    return next((job for job in find_jobs(layout) if step in (job.labels.get("task_id"), job.labels.get("step"))), None)
+
+
+def _read(path: Path) -> JobLog | None:
+    log_path = path.with_name("log")
+    if not log_path.exists():
+        return None
+    request: dict[str, Any] = json.loads(path.read_bytes())
+    return JobLog(log_path, request["log_offset"], request["labels"], request["submitted_at"])
