@@ -126,13 +126,14 @@ def _prepare_environment(cache_path: Path) -> None:
     """What vLLM reads when it is imported.
 
     One process, nothing compiled (its small compiled functions cost 20 s at the first request and are not covered
-    by `enforce_eager`), no pinning to cores that replicas use too, no network.
+    by `enforce_eager`), no pinning to cores that replicas use too, threads that sleep while they wait, no network.
     """
     settings.set_for_libraries(
         {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "TORCHDYNAMO_DISABLE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "VLLM_CACHE_ROOT": str(cache_path / "vllm"),
             "TORCHINDUCTOR_CACHE_DIR": str(cache_path / "inductor"),
