@@ -1,0 +1,47 @@
+"""The environment as settings."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import settings
+from pipeline.errors import SpecError
+
+
+def test_without_any_variable_all_state_lies_in_the_checkout() -> None:
+    """One hidden folder, one local store."""
+    plain = settings.load({})
+
+    assert plain.home_path == settings.ROOT / ".slipway"
+    assert plain.store_uri == (settings.ROOT / ".slipway" / "store").as_uri()
+    assert plain.tracking_uri is None
+    assert (plain.nodes, plain.node_rank) == (1, 0)
+
+
+def test_variables_say_where_things_are(tmp_path: Path) -> None:
+    """A trailing slash of the store makes no other store."""
+    set_up = settings.load({"SLIPWAY_HOME": str(tmp_path), "SLIPWAY_STORE": "s3://bucket/x/", "SLIPWAY_RELEASE": "r"})
+
+    assert set_up.work_path == tmp_path / "work"
+    assert set_up.store_uri == "s3://bucket/x"
+    assert set_up.release == "r"
+
+
+def test_a_home_with_a_blank_gives_a_store_that_opens() -> None:
+    """As a proper URI."""
+    assert settings.load({"SLIPWAY_HOME": "/with blank/#1"}).store_uri == "file:///with%20blank/%231/store"
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"SLIPWAY_NODES": "two"}, "SLIPWAY_NODES is 'two', expected a whole number"),
+        ({"SLIPWAY_NODE_RANK": "-1"}, "SLIPWAY_NODE_RANK is '-1'"),
+        ({"SLIPWAY_NODES": "2", "SLIPWAY_NODE_RANK": "2"}, "SLIPWAY_NODE_RANK is 2, expected 0 to 1"),
+        ({"SLIPWAY_NODES": "0"}, "expected 0 to -1"),
+    ],
+)
+def test_a_value_that_is_none_is_refused(environ: dict[str, str], message: str) -> None:
+    """Naming the variable."""
+    with pytest.raises(SpecError, match=message):
+        settings.load(environ)
