@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.digests import folder_digest
+from pipeline.artifacts import fetch_folder
 from pipeline.contracts.recipe import InitModel
 from pipeline.contracts.specs import FinetuneSpec
-from pipeline.errors import IntegrityError, SpecError, TransientError
+from pipeline.errors import SpecError, TransientError
 from pipeline.training.tokens import read_rows
 
 PAD, END = "<|pad|>", "<|end|>"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+"""No pickles."""
 SPECIAL_TOKENS = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END]
 
 
@@ -95,40 +97,23 @@ def local_folder(spec: FinetuneSpec, cache_path: Path) -> Path:
     """The base model's folder on this machine, its bytes checked against the spec's digest.
 
     Raises:
-        SpecError: there is no such folder or hub model.
-        IntegrityError: the folder changed since the plan was made.
+        SpecError: there is no such hub model.
+        IntegrityError: the folder is gone or changed since the plan was made.
         TransientError: the hub or the store does not answer.
     """
     if spec.base_model_folder is None:
         return _from_hub(str(spec.base_model.uri), spec.base_model.revision)
-    uri, digest = spec.base_model_folder.uri, spec.base_model_folder.digest
-    if uri.startswith("s3://"):
-        from pipeline.artifacts import fetch_folder
-
-        folder: Path = fetch_folder(spec.base_model_folder, cache_path)
-        return folder
-    folder = Path(uri.removeprefix("file://"))
-    if not folder.is_dir():
-        raise SpecError(f"base_model is {uri}, which is no folder on this machine")
-    actual = folder_digest(folder)
-    if actual != digest:
-        raise IntegrityError(f"base model {uri} has digest {actual}, the plan says {digest}: it changed since")
-    return folder
+    return fetch_folder(spec.base_model_folder, cache_path)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
-            )
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise SpecError(f"base_model.uri is {name!r} (revision {revision}): the hub has no such model") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise TransientError(f"the model hub does not give {name!r} (revision {revision}): {error}") from error
 
 

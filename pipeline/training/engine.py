@@ -10,6 +10,8 @@ from torch import nn
 from pipeline.contracts.recipe import Finetune
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+MAX_BUCKET_ELEMENTS = 50_000_000
+"""Of gradients that the ranks add up in one exchange."""
 
 
 def join(rank: int, world_size: int) -> None:
@@ -37,11 +39,18 @@ def make_engine(model: nn.Module, settings: Finetune) -> Any:
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
     )
+    # DeepSpeed allocates a whole bucket at each step; its default is 2 GB, even for a small model.
+    bucket = min(sum(parameter.numel() for parameter in model.parameters()), MAX_BUCKET_ELEMENTS)
     config = {
         "train_micro_batch_size_per_gpu": settings.batch_size // settings.world_size // settings.gradient_accumulation,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "gradient_clipping": settings.gradient_clipping,
-        "zero_optimization": {"stage": settings.parallelism.zero},
+        "zero_optimization": {
+            "stage": settings.parallelism.zero,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": False,
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": settings.precision == "bf16"},
         "checkpoint": {"use_node_local_storage": True},
@@ -54,7 +63,8 @@ def make_engine(model: nn.Module, settings: Finetune) -> Any:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """No decay for norms, biases and embeddings: those are scales and look-up tables, not maps."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (others if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)

@@ -11,7 +11,9 @@ from pipeline.training.base_model import copy_tokenizer
 def save_model(model: Any, source: Path, target: Path, *, precision: str) -> None:
     """Writes `model` to `target` in `precision`, with the tokenizer of `source`."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     model.config.use_cache = True
     model.save_pretrained(target, safe_serialization=True)

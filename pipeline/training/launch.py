@@ -91,6 +91,7 @@ def worker_environment(plan: TrainingPlan) -> dict[str, str]:
         "OMP_NUM_THREADS": str(plan.threads),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",

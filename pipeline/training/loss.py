@@ -27,7 +27,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         tensors = (self.ids, self.targets, self.weights, self.positions, self.mask)
-        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in tensors))  # type: ignore[arg-type]
+        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
 class Collator:
@@ -94,7 +94,7 @@ def _document_mask(positions: Tensor, document: Tensor) -> Tensor:
     return (causal & same)[:, None]
 
 
-class WeightedLoss(nn.Module):
+class WeightedLoss(nn.Module):  # type: ignore[misc]
     """A causal language model whose forward gives the weighted sum of its tokens' losses, in nats."""
 
     def __init__(self, model: nn.Module) -> None:

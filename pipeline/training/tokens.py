@@ -51,10 +51,8 @@ class TokenFile:
         self.ids: NDArray[np.int32] = np.load(folder / "ids.npy", mmap_mode="r")
         self.answer: NDArray[np.bool_] = np.load(folder / "answer.npy", mmap_mode="r")
         self.starts: NDArray[np.int64] = np.load(folder / "starts.npy")
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.starts)
+        self.lengths: NDArray[np.int64] = np.diff(self.starts)
+        """Tokens of each row."""
 
     def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         span = slice(self.starts[index], self.starts[index + 1])
@@ -137,9 +135,7 @@ def _template(tokenizer: Any, messages: list[dict[str, Any]], where: str, *, pro
 def encode(tokenizer: Any, rows: list[Rendered]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
     """Ids and "is the assistant's" of each row."""
     with_offsets = any(row.earlier for row in rows)
-    prompts = tokenizer(
-        [row.prompt for row in rows], add_special_tokens=False, return_offsets_mapping=with_offsets
-    )
+    prompts = tokenizer([row.prompt for row in rows], add_special_tokens=False, return_offsets_mapping=with_offsets)
     answers = tokenizer([row.answer for row in rows], add_special_tokens=False)
     for index, row in enumerate(rows):
         prompt_ids, answer_ids = prompts["input_ids"][index], answers["input_ids"][index]

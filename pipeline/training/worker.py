@@ -29,7 +29,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@record
+@record  # type: ignore[untyped-decorator]
 def main() -> None:
     die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,13 +62,12 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
     join(rank, plan.world_size)
     tokens = TokenFile(plan.tokens_path)
     model = load_model(plan)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    collator = Collator(
-        tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight
-    )
+    collator = Collator(tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight)
     schedule = make_schedule(tokens.lengths, plan.settings)
     engine = make_engine(WeightedLoss(model), plan.settings)
     engine.train()
