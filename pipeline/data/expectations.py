@@ -48,11 +48,18 @@ class Engine:
             SpecError: an expectation that Great Expectations does not know, or does not accept.
         """
         import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
 
-        self._context = gx.get_context(mode="ephemeral")
-        self._context.enable_analytics(False)
-        self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        config = DataContextConfig(
+            store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+            analytics_enabled=False,
+            progress_bars=ProgressBarsConfig(globally=False),
+        )
+        self._context = gx.get_context(project_config=config, mode="ephemeral")
         self._source = self._context.data_sources.add_pandas("slipway")
         self._expectations = {id(rule): _compiled(rule) for rule in rules}
 

@@ -111,8 +111,8 @@ class _Progress:
 
     def _say(self, done_bytes: int) -> None:
         self.said = time.monotonic()
-        megabytes = round(done_bytes / 1e6, 2), round(self.total_bytes / 1e6, 2) or 0.01
-        self.job.progress(*megabytes, rows=self.rows, unit="MB")
+        total_kb = max(1, self.total_bytes // 1000)
+        self.job.progress(min(total_kb, -(-done_bytes // 1000)), total_kb, rows=self.rows, unit="kB")
 
 
 def make_report(
