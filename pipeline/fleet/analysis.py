@@ -128,7 +128,7 @@ class AccessLog:
         found: dict[str, list[float]] = {}
         for line in self._lines():
             if line["model"] == model and line["code"] == 200 and line["generation"] and line["client"] != without:
-                found.setdefault(line["generation"], []).append(line["duration_ms"] / 1000)
+                found.setdefault(line["generation"], []).append(line["duration_us"] / 1e6)
         return {generation: tuple(values) for generation, values in found.items()}
 
     def _lines(self) -> Iterator[dict[str, Any]]:

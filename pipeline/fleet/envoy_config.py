@@ -23,6 +23,9 @@ PROBE_CLIENT = "slipway-probe"
 CANARY_HEADER = "x-slipway-canary"
 SESSION_HEADER = "x-slipway-session"
 """Requests that name the same session stay on one version while the weights rise."""
+RETRIED_STATUS = (500, 503)
+"""What a replica answers that has failed or is about to end. Tried again on another one, so that a bad canary's
+errors are counted against it and yet reach no client while the stable version can answer."""
 METADATA = "slipway"
 NO_MODEL, BAD_BODY = "slipway:no-model", "slipway:bad-body"
 """No model's name holds a colon."""
@@ -45,6 +48,7 @@ def listener(port: int, access_log_path: str, xds_path: str) -> Json:
         "normalize_path": True,
         "merge_slashes": True,
         "use_remote_address": True,
+        "always_set_request_id_in_response": True,
         "delayed_close_timeout": "0.05s",
         "stream_idle_timeout": "300s",
         "request_timeout": "60s",
@@ -95,7 +99,7 @@ def access_log(path: str) -> Json:
     fields = {
         "ts": "%START_TIME(%s.%3f)%",
         "code": "%RESPONSE_CODE%",
-        "duration_ms": "%DURATION%",
+        "duration_us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
         "client": "%REQ(X-CLIENT-ID)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
         "path": "%REQ(:PATH):128%",
@@ -245,7 +249,7 @@ def _route_action() -> Json:
         "idle_timeout": "300s",
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
-            "retriable_status_codes": [503],
+            "retriable_status_codes": list(RETRIED_STATUS),
             "num_retries": 3,
             "per_try_idle_timeout": "120s",
             "host_selection_retry_max_attempts": 5,

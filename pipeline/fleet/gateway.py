@@ -44,6 +44,8 @@ def program(layout: Layout) -> Program:
             "2",
             "--log-level",
             "warning",
+            "--component-log-level",
+            "misc:error",  # at each update it repeats which parts of its interface may still change
             "--file-flush-interval-msec",
             "200",
         ),
