@@ -19,7 +19,8 @@ from pipeline.stack import airflow_part, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
 
-READY_TIMEOUT_S = 240.0
+READY_TIMEOUT_S = 420.0
+"""Airflow on two cores that are busy with other things takes minutes; on idle ones half of one."""
 POLL_S = 0.2
 LOG_TAIL_LINES = 20
 GATEWAY = "gateway"

@@ -1,0 +1,111 @@
+"""The whole local stack: up, up again, killed and repaired, down."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import httpx
+import psutil
+import pytest
+from conftest import RunningStack
+
+from pipeline.stack import airflow_part, processes
+
+pytestmark = pytest.mark.e2e
+
+PARTS = ("postgres", "mlflow", "gateway", *airflow_part.PROGRAMS)
+
+
+def pids(stack: RunningStack) -> dict[str, int]:
+    """Of the parts that run."""
+    states = stack.supervisor.states()
+    return {state.name: state.pid for state in states if state.state == "RUNNING" and state.pid}
+
+
+def assert_all_answer(stack: RunningStack) -> None:
+    assert pids(stack).keys() >= set(PARTS)
+    assert airflow_part.unhealthy(stack.layout, stack.supervisor) == []
+    assert httpx.get(f"{stack.mlflow_url}/health").status_code == 200
+    assert httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}).status_code == 401
+
+
+def test_up_brings_every_part_and_status_tells_where(stack: RunningStack) -> None:
+    """The JSON has what programs need; nothing is served yet unless another test released it."""
+    assert_all_answer(stack)
+    status = json.loads(stack.slipway("status", "--json").stdout)
+    assert status["gateway"] == stack.gateway_url
+    assert status["airflow"] == stack.airflow_url
+    assert status["mlflow"] == stack.mlflow_url
+    assert status["api_key"] == stack.credentials.api_key
+    assert status.keys() >= {"champion", "serving", "replicas", "models", "processes"}
+
+
+def test_up_twice_leaves_every_process_alone(stack: RunningStack) -> None:
+    """Harmless to repeat."""
+    before = pids(stack)
+    stack.up()
+    assert pids(stack) == before
+
+
+def test_the_stack_listens_on_loopback_only(stack: RunningStack) -> None:
+    """Nobody else on the network can reach it."""
+    addresses = {
+        connection.laddr.ip
+        for process in processes.owned(stack.layout)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def test_airflow_takes_the_password_and_knows_the_dags(stack: RunningStack) -> None:
+    """Without import errors."""
+    who = {"username": stack.credentials.airflow_user, "password": stack.credentials.airflow_password}
+    token = httpx.post(f"{stack.airflow_url}/auth/token", json=who).json()["access_token"]
+    client = httpx.Client(base_url=f"{stack.airflow_url}/api/v2", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 120
+    while True:
+        dags = {dag["dag_id"] for dag in client.get("/dags").json()["dags"]}
+        if dags >= {"release", "rollout"} or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert dags >= {"release", "rollout"}
+    assert client.get("/importErrors").json()["import_errors"] == []
+    wrong = httpx.post(f"{stack.airflow_url}/auth/token", json={**who, "password": "wrong"})
+    assert wrong.status_code == 401
+
+
+def test_every_part_killed_at_once_is_repaired_by_up(stack: RunningStack) -> None:
+    """New processes, and all of them answer."""
+    before = pids(stack)
+    for name in PARTS:
+        os.kill(before[name], signal.SIGKILL)
+    stack.up()
+    assert_all_answer(stack)
+    assert all(pids(stack)[name] != before[name] for name in PARTS)
+
+
+def test_a_killed_supervisord_is_repaired_by_up(stack: RunningStack) -> None:
+    """Its orphans, which hold the ports, are ended first."""
+    before = pids(stack)
+    os.kill(int((stack.layout.supervisor_path / "supervisord.pid").read_text()), signal.SIGKILL)
+    stack.up()
+    assert_all_answer(stack)
+    assert not any(psutil.pid_exists(before[name]) for name in PARTS)
+
+
+def test_down_leaves_no_process_and_up_brings_everything_back(stack: RunningStack) -> None:
+    """With the same ports and credentials; a taken port is named before anything starts."""
+    ports, credentials = stack.layout.ports(), stack.credentials
+    stack.down()
+    stack.down()
+    with socket.create_server(("127.0.0.1", ports.mlflow)):
+        refused = stack.slipway("up")
+        assert refused.returncode == 64
+        assert f"port {ports.mlflow} (mlflow)" in refused.stderr
+        assert processes.owned(stack.layout) == []
+    stack.up()
+    assert_all_answer(stack)
+    assert (stack.layout.ports(), stack.credentials) == (ports, credentials)

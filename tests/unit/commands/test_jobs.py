@@ -1,0 +1,53 @@
+"""What the live view reads from a job's folder."""
+
+import json
+from pathlib import Path
+
+from pipeline.commands import jobs
+from pipeline.stack.layout import Layout
+
+
+def write_job(home: Path, name: str, log: str, *, task: str = "finetune", run: str = "r1", at: float = 1.0) -> None:
+    folder = home / "jobs" / name
+    folder.mkdir(parents=True)
+    labels = {"dag_id": "release", "run_id": run, "task_id": task, "step": task}
+    request = {"job_id": name, "labels": labels, "log_offset": log.find("|") + 1, "submitted_at": at}
+    (folder / "request.json").write_text(json.dumps(request))
+    (folder / "log").write_text(log)
+
+
+def test_the_newest_job_of_a_step_is_found(tmp_path: Path) -> None:
+    """By the time that it was submitted."""
+    write_job(tmp_path, "a", "old\n", at=1)
+    write_job(tmp_path, "b", "new\n", at=2)
+    found = jobs.job_of_step(Layout(tmp_path), "finetune")
+    assert found is not None
+    assert found.path.parent.name == "b"
+
+
+def test_a_task_finds_its_own_runs_job(tmp_path: Path) -> None:
+    """And not another run's."""
+    write_job(tmp_path, "a", "mine\n", run="r1")
+    write_job(tmp_path, "b", "other\n", run="r2", at=2)
+    found = jobs.job_of_task(Layout(tmp_path), "r1", "finetune")
+    assert found is not None
+    assert found.progress() == "mine"
+    assert jobs.job_of_task(Layout(tmp_path), "r3", "finetune") is None
+
+
+def test_the_last_progress_line_is_shown(tmp_path: Path) -> None:
+    """Lines after it do not hide it."""
+    write_job(tmp_path, "a", "start\nprogress 1/9 11%\nprogress 2/9 22% loss=0.7\nsaved\n")
+    assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "2/9 22% loss=0.7"
+
+
+def test_only_the_newest_attempt_is_read(tmp_path: Path) -> None:
+    """The log holds all attempts; the request says where this one begins."""
+    write_job(tmp_path, "a", "progress 9/9 100%\n|begin\n")
+    assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "begin"
+
+
+def test_the_error_line_is_found_under_what_follows_it(tmp_path: Path) -> None:
+    """It is what the user has to know."""
+    write_job(tmp_path, "a", "work\nerror 65 DataError: row 3 is empty\nbye\n")
+    assert jobs.find_jobs(Layout(tmp_path))[0].error() == "error 65 DataError: row 3 is empty"
