@@ -5,6 +5,7 @@ A schedule is a list of steps, a step a list of sequences, a sequence a list of 
 Since the whole schedule is known from the start, resuming at step N is starting to read it at N.
 """
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ def _packed(lengths: NDArray[np.int64], settings: Finetune, random: np.random.Ge
     sequences: list[Sequence] = []
     for start in range(0, len(rows), GROUP_BATCHES * settings.batch_size * 8):
         group = rows[start : start + GROUP_BATCHES * settings.batch_size * 8]
-        packed = _first_fit(group, lengths, settings.max_seq_len)
+        packed = _best_fit(group, lengths, settings.max_seq_len)
         sequences += [packed[index] for index in random.permutation(len(packed))]
     num_steps = max(1, round(len(sequences) / settings.batch_size))
     missing = num_steps * settings.batch_size - len(sequences)
@@ -70,22 +71,21 @@ def _packed(lengths: NDArray[np.int64], settings: Finetune, random: np.random.Ge
     )
 
 
-def _first_fit(rows: NDArray[np.int64], lengths: NDArray[np.int64], capacity: int) -> list[Sequence]:
-    """First-fit decreasing: the longest rows first, each into the first sequence with room among the last 64."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    first_open = 0
+def _best_fit(rows: NDArray[np.int64], lengths: NDArray[np.int64], capacity: int) -> list[Sequence]:
+    """Best-fit decreasing: the longest rows first, each into the fullest sequence that has room."""
+    packed: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, index into packed), rising
     for row in rows[np.argsort(-lengths[rows], kind="stable")]:
         need = int(lengths[row])
-        place = next((index for index in range(first_open, len(bins)) if room[index] >= need), None)
-        if place is None:
-            bins.append([])
-            room.append(capacity)
-            place = len(bins) - 1
-            first_open = max(first_open, len(bins) - 64)
-        bins[place].append(int(row))
-        room[place] -= need
-    return [tuple(rows) for rows in bins]
+        place = bisect_left(room, (need, -1))
+        if place < len(room):
+            left, index = room.pop(place)
+        else:
+            left, index = capacity, len(packed)
+            packed.append([])
+        packed[index].append(int(row))
+        insort(room, (left - need, index))
+    return [tuple(sequence) for sequence in packed]
 
 
 def _epochs(num_rows: int, needed: int, random: np.random.Generator) -> NDArray[np.int64]:
