@@ -12,6 +12,7 @@ from pipeline import recipe_files
 from pipeline.contracts import release
 from pipeline.contracts.base import ModelRef, Spec
 from pipeline.contracts.specs import EvaluateCompressedResult, PlanResult, PlanSpec
+from pipeline.errors import SpecError
 from slipway_airflow.operators.approve import ApproveOperator, approved_by
 from slipway_airflow.operators.step import StepOperator
 from slipway_airflow.params import release_params
@@ -56,7 +57,7 @@ def release_dag(*, dag_id: str, schedule: str | None = None, recipe: str | None 
 
 def plan_work(upstream: Upstream) -> Work:
     """Reads the recipe file now, at run time; the step checks it."""
-    params = upstream.params
+    params = known_params(upstream.params)
     path = recipe_files.resolve_recipe(params["recipe"], upstream.settings.home_path)
     fields = recipe_files.apply_overrides(recipe_files.load_recipe(path), _overrides(params))
     spec = PlanSpec(recipe=fields, request_id=upstream.run_id)
@@ -116,6 +117,14 @@ def promote_work(upstream: Upstream) -> Work:
         plan, upstream.ref("register"), request_id=upstream.run_id, approved_by=approved_by(upstream.xcom("approve"))
     )
     return _work(plan, spec, plan.recipe.deadlines.promote_s)
+
+
+def known_params(params: dict[str, object]) -> dict[str, object]:
+    """Airflow takes any field that a run's `conf` adds; a misspelt one must not be ignored."""
+    known = release_params()
+    if unknown := sorted(params.keys() - known.keys()):
+        raise SpecError(f"the run's conf has unknown fields {unknown}; expected some of {sorted(known)}")
+    return params
 
 
 def _plan(upstream: Upstream) -> PlanResult:

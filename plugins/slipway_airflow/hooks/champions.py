@@ -1,8 +1,11 @@
 """Which versions MLflow's registry calls champion and serving, in one request for all models."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.contracts.base import Contract
+
+if TYPE_CHECKING:
+    import httpx
 
 CHAMPION = "champion"
 SERVING = "serving"
@@ -19,25 +22,29 @@ class Aliases(Contract):
     """The version that is served."""
 
 
-async def read_aliases(tracking_uri: str) -> dict[str, Aliases]:
+def open_client(tracking_uri: str) -> "httpx.AsyncClient":
+    """To be kept: making one reads the machine's certificates, which takes a while."""
+    import httpx
+
+    return httpx.AsyncClient(base_url=tracking_uri, timeout=TIMEOUT_S)
+
+
+async def read_aliases(client: "httpx.AsyncClient") -> dict[str, Aliases]:
     """The aliases of every registered model, by name.
 
     Raises:
         httpx.HTTPError: MLflow does not answer, or answers with an error.
         ValueError: the answer is no JSON.
     """
-    import httpx
-
     found: dict[str, Aliases] = {}
-    async with httpx.AsyncClient(base_url=tracking_uri, timeout=TIMEOUT_S) as client:
-        page: str | None = ""
-        while page is not None:
-            query = {"max_results": MAX_RESULTS, **({"page_token": page} if page else {})}
-            answer = await client.get("/api/2.0/mlflow/registered-models/search", params=query)
-            answer.raise_for_status()
-            body = answer.json()
-            found |= {model["name"]: _aliases(model) for model in body.get("registered_models", ())}
-            page = body.get("next_page_token") or None
+    page: str | None = ""
+    while page is not None:
+        query = {"max_results": MAX_RESULTS, **({"page_token": page} if page else {})}
+        answer = await client.get("/api/2.0/mlflow/registered-models/search", params=query)
+        answer.raise_for_status()
+        body = answer.json()
+        found |= {model["name"]: _aliases(model) for model in body.get("registered_models", ())}
+        page = body.get("next_page_token") or None
     return found
 
 
