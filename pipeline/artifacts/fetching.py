@@ -33,7 +33,7 @@ def fetch(artifact: ArtifactRef, cache_path: Path) -> Path:
 
     def download(folder: Path) -> None:
         for entry in manifest.files:
-            _download(store, f"{name}/{manifest.root}/{entry.path}", folder / entry.path, entry.sha256)
+            _download(store, f"{name}/{manifest.root}/{entry.path}", folder / entry.path, digest=entry.sha256)
 
     return _cached(cache_path / manifest.digest, download, lambda folder: verify(folder, manifest.files, artifact.uri))
 
@@ -52,7 +52,7 @@ def fetch_file(ref: FileRef, cache_path: Path) -> Path:
     store = open_store(base)
     folder = _cached(
         cache_path / "files" / ref.digest,
-        lambda folder: _download(store, name, folder / name, ref.digest),
+        lambda folder: _download(store, name, folder / name, digest=ref.digest),
         lambda folder: _verify_file(folder / name, ref),
     )
     return folder / name
@@ -125,7 +125,7 @@ def _cached(target: Path, download: Callable[[Path], None], check: Callable[[Pat
         return target
 
 
-def _download(store: Store, name: str, target: Path, digest: str) -> None:
+def _download(store: Store, name: str, target: Path, *, digest: str) -> None:
     if target.is_file() and file_digest(target) == digest:
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,7 @@ class S3Store(Store):
         unfinished = self._unfinished(name)
         upload_id = unfinished[-1] if unfinished else self._begin(name, entry)
         try:
-            parts = self._send_parts(source, name, entry, upload_id)
+            parts = self._send_parts(source, name, entry, upload_id=upload_id)
             self.client.complete_multipart_upload(
                 **self._object(name), UploadId=upload_id, MultipartUpload={"Parts": parts}
             )
@@ -184,7 +184,7 @@ class S3Store(Store):
         uploads = [item for page in pages for item in page.get("Uploads", ()) if item["Key"] == self.prefix + name]
         return [item["UploadId"] for item in sorted(uploads, key=lambda item: item["Initiated"])]
 
-    def _send_parts(self, source: Path, name: str, entry: FileEntry, upload_id: str) -> list[dict[str, Any]]:
+    def _send_parts(self, source: Path, name: str, entry: FileEntry, *, upload_id: str) -> list[dict[str, Any]]:
         """Sends the parts that the server lacks, a few at a time, and hashes the whole file on the way."""
         pages = self.client.get_paginator("list_parts").paginate(**self._object(name), UploadId=upload_id)
         there = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}

@@ -23,7 +23,7 @@ def run(spec: PlanSpec, job: Job) -> PlanResult:
     train, held_out = _pin_dataset(recipe.dataset, job)
     source, folder = pin_base_model(recipe.base_model, job.settings.cache_path)
     suite_uri = recipe.validation.suite_uri
-    suite = _pin(suite_uri, "validation.suite_uri", job, (".json",)) if suite_uri else None
+    suite = _pin(suite_uri, "validation.suite_uri", job, suffixes=(".json",)) if suite_uri else None
     recipe = recipe.model_copy(update={"base_model": source})
     dumped = recipe.model_dump(mode="json")
     Path(job.staging_path / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -42,10 +42,10 @@ def _pin_dataset(dataset: Dataset, job: Job) -> tuple[FileRef, FileRef]:
     if dataset.generate is not None:
         return pin_generated(GenerateSpec(settings=dataset.generate), job)
     return (
-        _pin(str(dataset.uri), "dataset.uri", job, DATA_SUFFIXES),
-        _pin(str(dataset.eval_uri), "dataset.eval_uri", job, DATA_SUFFIXES),
+        _pin(str(dataset.uri), "dataset.uri", job, suffixes=DATA_SUFFIXES),
+        _pin(str(dataset.eval_uri), "dataset.eval_uri", job, suffixes=DATA_SUFFIXES),
     )
 
 
-def _pin(uri: str, field: str, job: Job, suffixes: tuple[str, ...]) -> FileRef:
+def _pin(uri: str, field: str, job: Job, *, suffixes: tuple[str, ...]) -> FileRef:
     return pin_file(uri, field, job.settings.cache_path, suffixes=suffixes)
