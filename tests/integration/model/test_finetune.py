@@ -1,0 +1,140 @@
+"""Fine-tuning on two nodes through the step's own entry point: results, agreement, repetition, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_jobs import TrainingJob, make_spec, publish_dataset, rows
+
+from pipeline.contracts.base import ArtifactRef, FolderRef
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
+    return publish_dataset(tmp_path_factory.mktemp("data") / "store", rows())
+
+
+@pytest.fixture(scope="module")
+def two_nodes(dataset: ArtifactRef, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    """A finished training with ZeRO-1 on two nodes."""
+    job = TrainingJob(make_spec(dataset), tmp_path_factory.mktemp("two") / "home", nodes=2)
+    job.run()
+    return job
+
+
+def test_the_result_is_a_folder_that_transformers_loads(two_nodes: TrainingJob) -> None:
+    """Weights, tokenizer and chat template, and a loss that went down."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = two_nodes.folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        rows()[0]["messages"][:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generate(**prompt, max_new_tokens=2).shape[1] > prompt["input_ids"].shape[1]
+    losses = two_nodes.losses()
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+    assert (folder / "training" / "loss.png").stat().st_size > 1000
+
+
+def test_the_same_spec_twice_gives_the_same_artifact(two_nodes: TrainingJob, tmp_path: Path) -> None:
+    """Byte for byte, in another state folder and at another time."""
+    again = TrainingJob(two_nodes.spec, tmp_path / "home", nodes=2).run()
+    first = json.loads((two_nodes.folder().parent / "manifest.json").read_bytes())
+    assert {f.path: f.sha256 for f in again.files} == {f["path"]: f["sha256"] for f in first["files"]}
+    assert again.digest == first["digest"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings"),
+    [
+        (1, {"parallelism": {"zero": 0}}),
+        (1, {"procs_per_node": 2, "gradient_accumulation": 2}),
+    ],
+    ids=["one process", "two processes that accumulate"],
+)
+def test_two_nodes_with_zero_learn_what_one_process_learns(
+    two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path, nodes: int, settings: dict[str, Any]
+) -> None:
+    """The losses agree to 1e-5 in fp32, although the ranks hold different numbers of tokens."""
+    job = TrainingJob(make_spec(dataset, nodes=nodes, **settings), tmp_path / "home", nodes=nodes)
+    job.run()
+    assert job.losses() == pytest.approx(two_nodes.losses(), abs=1e-5)
+
+
+def test_bf16_and_packing_train_and_save_in_bf16(dataset: ArtifactRef, tmp_path: Path) -> None:
+    """With two processes on one node."""
+    from safetensors import safe_open
+
+    spec = make_spec(dataset, nodes=1, procs_per_node=2, precision="bf16", batching="packing", epochs=4)
+    job = TrainingJob(spec, tmp_path / "home", nodes=1)
+    job.run()
+    losses = job.losses()
+    assert losses[-1] < losses[0]
+    with safe_open(job.folder() / "model.safetensors", framework="pt") as weights:
+        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+
+
+def test_training_goes_on_from_a_folder(two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path) -> None:
+    """Its loss begins where the folder's training ended, and its tokenizer is kept as it is."""
+    from pipeline.artifacts.digests import folder_digest
+
+    base = two_nodes.folder()
+    source = make_spec(dataset, {"uri": str(base)}, nodes=1)
+    folder = FolderRef(uri=f"file://{base}", digest=folder_digest(base))
+    job = TrainingJob(source.model_copy(update={"base_model_folder": folder}), tmp_path / "home", nodes=1)
+    job.run()
+    assert job.losses()[0] < two_nodes.losses()[0] - 0.3
+    assert (job.folder() / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], int, int, str]] = {
+    "other nodes than the recipe says": (
+        {"nodes": 2},
+        1,
+        64,
+        "finetune.nodes is 2, but the job runs on 1 (SLIPWAY_NODES)",
+    ),
+    "rows longer than the model": (
+        {"nodes": 1, "max_seq_len": 512},
+        1,
+        64,
+        "finetune.max_seq_len (512) exceeds the base model's max_position_embeddings (256)",
+    ),
+    "a learning rate that destroys the model": (
+        {"nodes": 1, "learning_rate": 0.99, "gradient_clipping": 1e30, "epochs": 40, "warmup_fraction": 0.0,
+         "weight_decay": 1e30},
+        1,
+        65,
+        "the loss became",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_trained_is_refused_in_one_line(case: str, dataset: ArtifactRef, tmp_path: Path) -> None:
+    """With the right exit code, the values and what to do."""
+    settings, nodes, code, said = REFUSALS[case]
+    job = TrainingJob(make_spec(dataset, **settings), tmp_path / "home", nodes=nodes)
+    job.start()
+    assert job.wait() == [code] * nodes, job.log
+    errors = [line for line in job.log.splitlines() if line.startswith("error ")]
+    assert len(errors) == 1, job.log
+    assert said in errors[0]
+
+
+def test_a_base_model_that_changed_since_the_plan_is_refused(
+    two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path
+) -> None:
+    """Exit code 65, naming the folder."""
+    spec = make_spec(dataset, {"uri": str(two_nodes.folder())}, nodes=1)
+    folder = FolderRef(uri=f"file://{two_nodes.folder()}", digest="0" * 64)
+    job = TrainingJob(spec.model_copy(update={"base_model_folder": folder}), tmp_path / "home", nodes=1)
+    job.start()
+    assert job.wait() == [65]
+    assert str(two_nodes.folder()) in job.log

@@ -1,0 +1,76 @@
+"""Kills in the middle of a training: it goes on from the last checkpoint, and ends with the very same model."""
+
+from pathlib import Path
+
+import pytest
+from training_jobs import TrainingJob, kill, make_spec, processes_with, publish_dataset, rows, running, wait_until
+
+from pipeline import artifacts
+from pipeline.contracts.specs import FinetuneSpec
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> FinetuneSpec:
+    """Long enough to be killed in the middle; with dropout, whose randomness must be the same too."""
+    dataset = publish_dataset(tmp_path_factory.mktemp("data") / "store", rows())
+    init = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 1, "num_heads": 2}
+    return make_spec(dataset, {"init": {**init, "attention_dropout": 0.1}}, epochs=25, checkpoint_every_steps=20)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_digest(spec: FinetuneSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the artifact that nobody disturbed."""
+    return TrainingJob(spec, tmp_path_factory.mktemp("calm") / "home", nodes=2).run().digest
+
+
+def test_a_killed_rank_is_restarted_inside_the_living_job(
+    spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
+) -> None:
+    """torchrun starts all ranks again, and nobody outside notices."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        kill(job.workers()[0])
+        assert job.wait() == [0, 0], job.log
+    assert "resumed from the checkpoint of step" in job.log
+    assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
+
+
+def test_the_next_attempt_goes_on_where_a_killed_job_was(
+    spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
+) -> None:
+    """kill -9 of both steps takes their agents and ranks along; the same job started again ends the same."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        for process in job.processes:
+            process.kill()
+        job.wait()
+        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+        job.run()
+    assert "resumed from the checkpoint of step" in job.log
+    assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
+
+
+def test_ranks_do_not_outlive_their_killed_agent(spec: FinetuneSpec, tmp_path: Path) -> None:
+    """kill -9 of a node's torchrun: its step fails as transient, and names what happened."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        plan = f"--plan={job.scratch}/node-1/"
+        (agent,) = processes_with(plan, "torch.distributed.run", without="bash")
+        kill(agent)
+        assert job.processes[1].wait(timeout=120) == 75
+        wait_until(
+            lambda: not processes_with(plan, "training.worker", without="distributed.run"), "the end of its rank", job
+        )
+    assert "the next attempt goes on from the last checkpoint" in job.log
+
+
+def test_sigterm_stops_every_rank(spec: FinetuneSpec, tmp_path: Path) -> None:
+    """And the step says so with its exit code, 128 + 15."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        for process in job.processes:
+            process.terminate()
+        assert job.wait() == [143, 143], job.log
+        assert job.workers() == []
