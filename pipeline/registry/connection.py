@@ -1,4 +1,4 @@
-"""The way to MLflow: a client that rides out about a minute of absence, and errors that say what to do.
+"""The way to MLflow: a client that rides out two minutes of absence, and errors that say what to do.
 
 MLflow is imported inside the functions: it takes seconds. Works with mlflow and with mlflow-skinny.
 """
@@ -10,8 +10,9 @@ from typing import Any
 from pipeline.errors import SpecError, TransientError
 from pipeline.job import Job
 
-HTTP_RETRIES = 6
-"""With a back-off of 1 s that doubles, the pauses add up to 62 s: 0, 2, 4, 8, 16, 32."""
+HTTP_RETRIES = 7
+"""With a back-off of 1 s that doubles, the pauses add up to 126 s: 0, 2, 4 … 64. A restart of MLflow on a busy machine
+takes a minute."""
 HTTP_TIMEOUT_S = 20
 
 _NOT_ALLOWED = (401, 403)
