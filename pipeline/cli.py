@@ -89,6 +89,7 @@ def _was_finished(job: Job) -> bool:
 
 def _run_and_publish(spec: Spec, job: Job) -> Manifest | None:
     """None on a node other than the first."""
+    job.work_path.mkdir(parents=True, exist_ok=True)
     if job.is_first_node:
         job.clear_staging()
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()

@@ -245,7 +245,10 @@ def _client(endpoint: str | None) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if endpoint else "auto"},
     )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    except (ValueError, BotoCoreError) as error:
+        raise SpecError(f"cannot use S3: {error}; SLIPWAY_S3_ENDPOINT should look like https://host:9000") from error
 
 
 def _code(error: ClientError) -> str:

@@ -212,6 +212,14 @@ def test_a_server_that_stays_away_is_a_transient_fault(server: Radosgw, monkeypa
         S3Store("s3://bucket").read("x")
 
 
+def test_an_endpoint_that_is_no_address_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an example of one."""
+    monkeypatch.setenv("SLIPWAY_S3_ENDPOINT", "localhost:9000")
+
+    with pytest.raises(SpecError, match="should look like https://host:9000"):
+        S3Store("s3://bucket")
+
+
 def test_a_wrong_secret_fails_at_once(server: Radosgw, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrying cannot help, so it is an error of the settings, and the secret is not in it."""
     use_credentials(monkeypatch, server, secret="not-the-secret")
