@@ -14,9 +14,11 @@ import httpx
 import psutil
 
 from pipeline.errors import SpecError, TransientError
+from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
 from pipeline.stack import airflow_part, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
+from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
 
 READY_TIMEOUT_S = 420.0
@@ -106,6 +108,9 @@ class Stack:
         say("airflow", "migrating its database")
         airflow_part.write_passwords(self.layout)
         airflow_part.migrate(self.layout, self.settings)
+        scheduled = write_schedules(self.layout.home_path, known_recipes(self.layout.home_path).values())
+        if scheduled:
+            say("schedules", f"{len(scheduled)} by the clock: {', '.join(path.stem for path in scheduled)}")
         say("airflow", "starting")
         for program in airflow_part.programs(self.layout, self.settings):
             self._put(program)
