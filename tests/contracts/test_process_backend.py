@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backend_conformance import BackendConformance, OpenBackend, finished, request, wait_for, whole_log
 
 from pipeline import settings
 from pipeline.settings import ROOT
 from slipway_airflow.backends.base import Backend, JobRequest
 from slipway_airflow.backends.process import ProcessBackend
+from tests.contracts.backend_conformance import BackendConformance, OpenBackend, finished, request, wait_for, whole_log
 
 SUBMIT = """
 import sys

@@ -6,6 +6,7 @@ that can be killed and started again. SQLite, and all state in one temporary fol
         airflow.wait_for_run("release", run_id)
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -57,10 +58,8 @@ class AirflowServer:
         for part in list(self.processes):
             self._signal(part, signal.SIGTERM)
         for process in self.processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                pass
         for part in list(self.processes):
             self.kill(part)
         if self._client:

@@ -1,0 +1,233 @@
+"""The DAGs in a real Airflow, with a real MLflow: what starts a rollout, what ends it, and what kills do not.
+
+The steps are stubs (stub_step.py), as real processes under the real backend: here the faults are forced.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline import settings
+from pipeline.settings import ROOT
+from tests.integration.airflow_server import AirflowServer
+from tests.integration.mlflow_server import MlflowServer
+
+pytestmark = pytest.mark.integration
+
+STUB = """#!/bin/sh
+exec {python} {stub} "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def home_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "stub").mkdir()
+    for environment in ("control", "model", "serve"):
+        python = home / "venvs" / environment / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        real = settings.load().python_path("control")
+        python.write_text(STUB.format(python=real, stub=Path(__file__).with_name("stub_step.py")))
+        python.chmod(0o755)
+    return home
+
+
+@pytest.fixture(scope="module")
+def airflow(home_path: Path, mlflow_server: MlflowServer) -> Iterator[AirflowServer]:
+    variables = {
+        "SLIPWAY_HOME": str(home_path),
+        "SLIPWAY_VENVS": str(home_path / "venvs"),
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+    }
+    with AirflowServer(home_path / "airflow", dags_path=ROOT / "dags", variables=variables) as server:
+        yield server
+
+
+class Fleet:
+    """A registered model of one test, and what the stubs are told about it."""
+
+    def __init__(self, name: str, home_path: Path, mlflow: MlflowServer) -> None:
+        self.name = name
+        self.folder = home_path / "stub"
+        self.hold_path = home_path / f"hold-{name}"
+        self.mlflow = mlflow
+        self._ask("registered-models/create", name=name)
+        for _ in range(2):
+            self._ask("model-versions/create", name=name, source="mlflow-artifacts:/bundle")
+
+    def set_champion(self, version: str) -> None:
+        self._ask("registered-models/alias", name=self.name, alias="champion", version=version)
+
+    def set_serving(self, version: str) -> None:
+        self._ask("registered-models/alias", name=self.name, alias="serving", version=version)
+
+    def tell(self, phase: str, **what: object) -> None:
+        (self.folder / f"{self.name}-{phase}.json").write_text(json.dumps(what))
+
+    def hold(self, phase: str) -> None:
+        self.hold_path.touch()
+        self.tell(phase, hold=str(self.hold_path))
+
+    def runs_of(self, phase: str) -> int:
+        path = self.folder / "runs"
+        return path.read_text().split("\n").count(f"{self.name} {phase}") if path.exists() else 0
+
+    def _ask(self, path: str, **body: object) -> None:
+        httpx.post(f"{self.mlflow.uri}/api/2.0/mlflow/{path}", json=body, timeout=60).raise_for_status()
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, home_path: Path, mlflow_server: MlflowServer) -> Fleet:
+    return Fleet(f"model-{abs(hash(request.node.name)) % 10**8}", home_path, mlflow_server)
+
+
+def by_hand(airflow: AirflowServer, fleet: Fleet) -> str:
+    return airflow.trigger("rollout", {"name": fleet.name})
+
+
+def watched_runs(airflow: AirflowServer, fleet: Fleet) -> list[str]:
+    """The rollout runs that the watcher started for the model, oldest first."""
+    runs = [run for run in airflow.runs("rollout") if run["run_type"] == "asset_triggered"]
+    ids = [run["dag_run_id"] for run in runs]
+    return [run_id for run_id in ids if fleet.name in event_text(airflow, run_id)]
+
+
+def event_text(airflow: AirflowServer, run_id: str) -> str:
+    return json.dumps(airflow.get(f"/dags/rollout/dagRuns/{run_id}/upstreamAssetEvents"))
+
+
+def test_moving_the_champion_rolls_it_out_within_seconds_and_once(airflow: AirflowServer, fleet: Fleet) -> None:
+    """Whoever sets the alias: a run starts, promotes and retires; a restarted triggerer does not repeat it."""
+    moved = time.monotonic()
+    fleet.set_champion("1")
+    airflow.wait("a rollout starts", lambda: len(watched_runs(airflow, fleet)) == 1, 60)
+    assert time.monotonic() - moved < 30
+    [run_id] = watched_runs(airflow, fleet)
+    assert airflow.wait_for_run("rollout", run_id) == "success"
+    states = airflow.task_states("rollout", run_id)
+    assert states.pop("roll_back") == "skipped"
+    assert set(states.values()) == {"success"}
+    fleet.set_serving("1")
+
+    airflow.kill("triggerer")
+    airflow.start("triggerer")
+    fleet.set_champion("2")
+    airflow.wait("the next champion's rollout starts", lambda: len(watched_runs(airflow, fleet)) >= 2, 120)
+    second = watched_runs(airflow, fleet)[-1]
+    assert airflow.wait_for_run("rollout", second) == "success"
+    fleet.set_serving("2")
+    assert len(watched_runs(airflow, fleet)) == 2
+
+
+def test_an_unhealthy_canary_is_rolled_back_and_the_run_fails(airflow: AirflowServer, fleet: Fleet) -> None:
+    """promote is skipped, roll_back carries the reason, the old replicas are retired, and nobody sees a success."""
+    fleet.tell("shift", outcome="unhealthy")
+    run_id = by_hand(airflow, fleet)
+    assert airflow.wait_for_run("rollout", run_id) == "failed"
+    states = airflow.task_states("rollout", run_id)
+    assert states == {
+        "plan": "success",
+        "start_canary": "success",
+        "shift": "success",
+        "promote": "skipped",
+        "roll_back": "failed",
+        "retire": "success",
+    }
+
+
+def test_a_canary_that_does_not_start_is_rolled_back(airflow: AirflowServer, fleet: Fleet) -> None:
+    """A failed job is as good a reason as a bad finding; it is not tried again."""
+    fleet.tell("start_canary", exit_code=65)
+    run_id = by_hand(airflow, fleet)
+    assert airflow.wait_for_run("rollout", run_id) == "failed"
+    states = airflow.task_states("rollout", run_id)
+    assert (states["start_canary"], states["shift"]) == ("failed", "upstream_failed")
+    assert (states["promote"], states["roll_back"], states["retire"]) == ("upstream_failed", "failed", "success")
+    assert fleet.runs_of("start_canary") == 1
+    spec = next(
+        path for path in fleet.folder.parent.glob("jobs/rollout-*/spec.json") if "roll_back" in path.read_text()
+    )
+    assert "StubError: start_canary was told to fail" in spec.read_text()
+
+
+def test_nothing_to_do_skips_the_rest(airflow: AirflowServer, fleet: Fleet) -> None:
+    """A repeated event costs one short job."""
+    fleet.tell("plan", outcome="nothing_to_do")
+    run_id = by_hand(airflow, fleet)
+    assert airflow.wait_for_run("rollout", run_id) == "success"
+    states = airflow.task_states("rollout", run_id)
+    assert states.pop("plan") == "success"
+    assert set(states.values()) == {"skipped"}
+
+
+def test_a_job_survives_the_death_of_scheduler_and_triggerer(airflow: AirflowServer, fleet: Fleet) -> None:
+    """kill -9 of both while the job runs: the task goes on with the same job, which runs once, its log complete."""
+    fleet.hold("plan")
+    run_id = by_hand(airflow, fleet)
+
+    def state() -> str | None:
+        return airflow.task_states("rollout", run_id).get("plan")
+
+    airflow.wait("the task waits in the triggerer", lambda: state() == "deferred")
+    for part in ("triggerer", "scheduler"):
+        airflow.kill(part)
+    for part in ("triggerer", "scheduler"):
+        airflow.start(part)
+    fleet.hold_path.unlink()
+    assert airflow.wait_for_run("rollout", run_id) == "success"
+    assert fleet.runs_of("plan") == 1
+    log = airflow.log("rollout", run_id, "plan")
+    assert "progress 2/3 line of plan" in log
+    assert "done with plan" in log
+
+
+def test_marking_a_waiting_task_as_failed_cancels_its_job(
+    airflow: AirflowServer, fleet: Fleet, home_path: Path
+) -> None:
+    """The user's word reaches the process."""
+    fleet.hold("plan")
+    run_id = by_hand(airflow, fleet)
+    airflow.wait("the task waits", lambda: airflow.task_states("rollout", run_id).get("plan") == "deferred")
+    [job] = [path.parent for path in home_path.glob("jobs/*/spec.json") if fleet.name in path.read_text()]
+    path = f"/dags/rollout/dagRuns/{run_id}/taskInstances/plan"
+    airflow.api("PATCH", path, json={"new_state": "failed"}).raise_for_status()
+    airflow.wait("the job is cancelled", lambda: (job / "exit_code").exists())
+    assert (job / "exit_code").read_text() == "143\n"
+
+
+def test_a_transient_fault_is_retried_and_clearing_resumes_after_a_refusal(
+    airflow: AirflowServer, fleet: Fleet
+) -> None:
+    """75 is tried again by itself; 65 is not, and after the cause is gone clearing the task goes on from there."""
+    fleet.tell("plan", exit_code=75)
+    run_id = by_hand(airflow, fleet)
+    airflow.wait("a retry is planned", lambda: airflow.task_states("rollout", run_id)["plan"] == "up_for_retry")
+    fleet.tell("plan", exit_code=65)
+    assert airflow.wait_for_run("rollout", run_id) == "failed"
+    assert fleet.runs_of("plan") == 2
+    fleet.tell("plan")
+    body = {"dry_run": False, "task_ids": ["plan"], "dag_run_id": run_id, "include_downstream": True}
+    airflow.api("POST", "/dags/rollout/clearTaskInstances", json=body).raise_for_status()
+    assert airflow.wait_for_run("rollout", run_id) == "success"
+    assert fleet.runs_of("plan") == 3
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"recipe": "no such recipe"},
+        {"dataset_uri": "rows.csv"},
+        {"overrides": {"finetune.epoch": 1}},
+        {"overrides": {"finetune.epochs": -1}},
+        {"overrides": []},
+    ],
+)
+def test_the_form_refuses_a_bad_value(airflow: AirflowServer, conf: dict[str, object]) -> None:
+    """HTTP 400, and no run."""
+    answer = airflow.api("POST", "/dags/release/dagRuns", json={"logical_date": None, "conf": conf})
+    assert answer.status_code == 400
+    assert airflow.runs("release") == []
