@@ -15,7 +15,7 @@ from pipeline.commands.output import console, here
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 from pipeline.settings import ROOT, Settings
-from pipeline.stack import airflow_part, bring_up, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, bring_up, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
@@ -104,7 +104,7 @@ def stack(layout: Layout) -> list[Finding]:
         "postgres": lambda: postgres_part.is_ready(layout),
         "mlflow": lambda: mlflow_part.is_healthy(layout),
         "airflow": lambda: not airflow_part.unhealthy(layout, Supervisor(layout.home_path)),
-        "gateway": lambda: bring_up.answers(admin),
+        "gateway": lambda: loopback.answers(admin),
     }
     return [
         Finding(

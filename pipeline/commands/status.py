@@ -3,16 +3,14 @@
 import json
 from typing import Any
 
-import httpx
 from rich.table import Table
 
 from pipeline.commands.output import console, here
 from pipeline.fleet.state import ModelView, read_fleet
-from pipeline.stack import airflow_part, mlflow_part
+from pipeline.stack import airflow_part, loopback, mlflow_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
-TIMEOUT_S = 5.0
 COLOURS = {"RUNNING": "green", "STARTING": "yellow", "BACKOFF": "red", "FATAL": "red", "EXITED": "red"}
 
 
@@ -121,9 +119,5 @@ def rolled_out_last(fleet: dict[str, ModelView]) -> str | None:
 def _mlflow(layout: Layout, method: str, params: dict[str, str]) -> dict[str, Any] | None:
     """MLflow's REST API, since importing its client takes longer than everything else here."""
     url = f"{mlflow_part.tracking_uri(layout)}/api/2.0/mlflow/{method}"
-    try:
-        answer = httpx.get(url, params=params, timeout=TIMEOUT_S, trust_env=False)
-    except httpx.TransportError:
-        return None
-    found: dict[str, Any] | None = answer.json() if answer.status_code == 200 else None
+    found: dict[str, Any] | None = loopback.read_json(url, params)
     return found

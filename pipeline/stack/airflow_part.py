@@ -11,11 +11,9 @@ from datetime import datetime
 from importlib import metadata
 from typing import Any
 
-import httpx
-
 from pipeline.errors import SlipwayError
 from pipeline.settings import ROOT, Settings
-from pipeline.stack import mlflow_part, postgres_part
+from pipeline.stack import loopback, mlflow_part, postgres_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program, Supervisor
 
@@ -116,11 +114,8 @@ def write_passwords(layout: Layout) -> None:
 
 def unhealthy(layout: Layout, supervisor: Supervisor) -> list[str]:
     """The programs that are not healthy: not running, or without a heartbeat since they were started."""
-    try:
-        report = httpx.get(f"{base_url(layout)}/api/v2/monitor/health", timeout=3, trust_env=False).json()
-    except (httpx.TransportError, ValueError):
-        return list(PROGRAMS)
-    if report.get("metadatabase", {}).get("status") != "healthy":
+    report = loopback.read_json(f"{base_url(layout)}/api/v2/monitor/health")
+    if report is None or report.get("metadatabase", {}).get("status") != "healthy":
         return list(PROGRAMS)
     states = {state.name: state for state in supervisor.states()}
     return [

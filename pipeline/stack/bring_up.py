@@ -10,20 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
-from pipeline.stack import airflow_part, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
 
 READY_TIMEOUT_S = 420.0
 """Airflow on two cores that are busy with other things takes minutes; on idle ones half of one."""
-POLL_S = 0.2
+POLL_S = 0.4
 LOG_TAIL_LINES = 20
 GATEWAY = "gateway"
 PORT_OWNERS = {
@@ -95,7 +94,7 @@ class Stack:
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
-        self._wait(GATEWAY, lambda: answers(f"http://127.0.0.1:{self.layout.ports().gateway_admin}/ready"))
+        self._wait(GATEWAY, lambda: loopback.answers(f"http://127.0.0.1:{self.layout.ports().gateway_admin}/ready"))
         say(GATEWAY, "ready")
 
     def _up_mlflow(self, say: Say) -> None:
@@ -161,13 +160,6 @@ def check_ports(ports: Ports, own_pids: set[int]) -> None:
             "; ".join(taken) + ". Stop that program, or choose another port: `./slipway up --port NAME=NUMBER`"
             " (a free one is taken by itself where none was ever set)"
         )
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=3, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def log_tail(path: Path) -> str:

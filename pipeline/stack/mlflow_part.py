@@ -2,9 +2,7 @@
 
 import sys
 
-import httpx
-
-from pipeline.stack import postgres_part
+from pipeline.stack import loopback, postgres_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program
 
@@ -36,7 +34,4 @@ def program(layout: Layout) -> Program:
 
 
 def is_healthy(layout: Layout) -> bool:
-    try:
-        return httpx.get(f"{tracking_uri(layout)}/health", timeout=3, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
+    return loopback.answers(f"{tracking_uri(layout)}/health")

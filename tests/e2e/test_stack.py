@@ -9,7 +9,7 @@ import time
 import httpx
 import psutil
 import pytest
-from conftest import RunningStack
+from running_stack import RunningStack
 
 from pipeline.stack import airflow_part, processes
 
