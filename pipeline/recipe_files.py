@@ -8,6 +8,7 @@ Used by `slipway validate`, the trigger form and the release DAG's first task, s
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,7 +145,15 @@ def is_hub_id(uri: str) -> bool:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a field given twice is an error, since one of the two values would be lost silently."""
+    """YAML in which a field given twice is an error, since one of the two values would be lost silently.
+
+    What looks like a date stays text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  the base class declares it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -158,7 +167,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _parse_yaml(text: str, what: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        value = yaml.load(text, Loader=_StrictLoader)
+        json.dumps(value, allow_nan=False, sort_keys=True)
+        return value
+    except TypeError as error:
+        raise SpecError(f"{what} holds something else than text, numbers, lists and fields: {error}") from error
     except RecursionError as error:
         raise SpecError(f"{what} is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:

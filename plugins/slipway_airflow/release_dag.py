@@ -59,7 +59,7 @@ def plan_work(upstream: Upstream) -> Work:
     """Reads the recipe file now, at run time; the step checks it."""
     params = known_params(upstream.params)
     path = recipe_files.resolve_recipe(params["recipe"], upstream.settings.home_path)
-    fields = recipe_files.apply_overrides(recipe_files.load_recipe(path), _overrides(params))
+    fields = recipe_files.apply_overrides(recipe_files.load_recipe(path), _overrides(params), folder=path.parent)
     spec = PlanSpec(recipe=fields, request_id=upstream.run_id)
     return Work(spec=spec, deadline_s=PLAN_DEADLINE_S, release=str(fields.get("name", "slipway")))
 

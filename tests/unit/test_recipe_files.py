@@ -81,7 +81,10 @@ def test_a_path_is_told_from_a_hub_id(uri: str) -> None:
         ("", "holds NoneType, expected fields"),
         ("1: a\n", "holds dict, expected fields"),
         ("name: !!python/object:os.system {}\n", "could not determine a constructor"),
-        ("when: 2026-99-99\n", "is not valid YAML"),
+        ("finetune: {epochs: .inf}\n", "is not valid YAML: Out of range float values"),
+        ("name: &a [*a]\n", "is not valid YAML"),
+        ("name: !!set {a, b}\n", "holds something else than text, numbers, lists and fields"),
+        ("name: !!binary aGk=\n", "holds something else than text, numbers, lists and fields"),
         ("? [a, b]\n: c\n", "unhashable key"),
         ("a: " + "[" * 5000, "is nested too deeply"),
     ],
@@ -91,6 +94,11 @@ def test_a_file_that_is_no_recipe_is_refused_with_the_place(text: str, message: 
     with pytest.raises(SpecError) as caught:
         load_recipe(write(tmp_path, text))
     assert message in str(caught.value)
+
+
+def test_a_date_in_a_recipe_is_text(tmp_path: Path) -> None:
+    """No field is a date, and a name may look like one."""
+    assert load_recipe(write(tmp_path, "name: 2026-11-20\n")) == {"name": "2026-11-20"}
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
