@@ -1,0 +1,75 @@
+"""A replica without a model: `python stand_in_replica.py PORT BEHAVIOUR.json`.
+
+Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind the real version middleware. The
+behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
+
+    {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20}
+"""
+
+import asyncio
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from pipeline.fleet.replica_middleware import Version
+
+BEHAVIOUR_PATH = Path(sys.argv[2])
+
+
+def behaviour() -> dict[str, Any]:
+    return json.loads(BEHAVIOUR_PATH.read_bytes()) if BEHAVIOUR_PATH.exists() else {}
+
+
+async def answer(send: Any, status: int, body: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+async def stream(send: Any, manners: dict[str, Any]) -> None:
+    """Server-sent events, one word each."""
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for index in range(manners.get("chunks", 20)):
+        event = {"choices": [{"index": 0, "delta": {"content": f"word{index} "}}]}
+        await send({"type": "http.response.body", "body": f"data: {json.dumps(event)}\n\n".encode(), "more_body": True})
+        await asyncio.sleep(manners.get("chunk_s", 0.1))
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    manners = behaviour()
+    if scope["path"] == "/health":
+        await answer(send, 503 if manners.get("unhealthy") else 200, {})
+        return
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    request = json.loads(body)
+    await asyncio.sleep(manners.get("delay_s", 0.0))
+    if random.random() < manners.get("error_rate", 0.0):
+        await answer(send, manners.get("status", 500), {"error": {"message": "told to fail"}})
+    elif request.get("stream"):
+        await stream(send, manners)
+    else:
+        message = {"role": "assistant", "content": f"client {dict(scope['headers']).get(b'x-client-id', b'').decode()}"}
+        await answer(send, 200, {"model": request["model"], "choices": [{"index": 0, "message": message}]})
+
+
+if __name__ == "__main__":
+    manners = behaviour()
+    if manners.get("crash"):
+        sys.exit("told to crash")
+    if "claims" in manners:
+        os.environ["SLIPWAY_REPLICA_VERSION"] = manners["claims"]
+    uvicorn.run(Version(app), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")

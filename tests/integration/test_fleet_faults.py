@@ -1,0 +1,96 @@
+"""kill -9 of a replica, of the gateway, and of the rollout itself, with clients asking all the while."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fleet_rig
+import pytest
+from fleet_rig import MODEL, Rig
+
+from pipeline.settings import ROOT
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A fleet that serves version 1 with two replicas."""
+    rig = Rig(tmp_path)
+    rig.up()
+    rig.roll_out("1")
+    yield rig
+    rig.supervisor.stop()
+
+
+def kill(rig: Rig, program: str) -> int:
+    state = rig.supervisor.state(program)
+    assert state is not None
+    assert state.pid
+    os.kill(state.pid, signal.SIGKILL)
+    return state.pid
+
+
+def test_a_killed_replica_fails_no_request_and_comes_back(rig: Rig) -> None:
+    """Requests that had no answer yet are tried again on the other one."""
+    replica = rig.state().deployments[0].replicas[0]
+    with rig.load() as load:
+        while load.total < 50:
+            load.over.wait(0.01)
+        old = kill(rig, replica.id)
+
+        def back() -> bool:
+            state = rig.supervisor.state(replica.id)
+            return bool(state and state.pid not in (None, old) and (rig.gateway.healthy() or {}).get(replica.port))
+
+        assert rig.gateway.wait(back, 60)
+    assert load.failures == []
+
+
+def test_a_killed_gateway_comes_back_with_the_same_weights(rig: Rig) -> None:
+    """Clients see refused connections until the supervisor has started it again, and nothing else."""
+    before = rig.state()
+    with rig.load() as load:
+        kill(rig, "gateway")
+        assert rig.gateway.wait(lambda: bool(load.failures), 30)
+        failed = len(load.failures)
+        asked = load.total
+
+        def served_again() -> bool:
+            return load.total > asked + failed + 20 and rig.gateway.healthy() is not None
+
+        assert rig.gateway.wait(served_again, 60)
+    assert {status for status, _ in load.answers} <= {0, 200, 503}
+    assert rig.ask().status_code == 200
+    assert rig.state() == before
+
+
+def test_a_rollout_killed_anywhere_is_finished_by_the_next_attempt(rig: Rig) -> None:
+    """Two versions, each rollout killed five times at random moments: both converge, and no request fails."""
+    pause = random.Random(7)
+    script = str(Path(fleet_rig.__file__))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    with rig.load(clients=2) as load:
+        for version in ("2", "3"):
+            rig.registry.set_alias(MODEL, "champion", version)
+            command = [sys.executable, script, str(rig.home_path), f"to-{version}"]
+            for _ in range(5):
+                with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as attempt:
+                    time.sleep(pause.uniform(0.8, 4.0))
+                    kills += attempt.poll() is None
+                    attempt.kill()
+            rig.follow(f"to-{version}")
+            assert rig.ask().headers["x-slipway-version"] == version
+    assert kills >= 2
+    assert load.failures == []
+    assert rig.registry.alias(MODEL, "serving") == "3"
+    assert [state.name for state in rig.supervisor.states() if state.name.startswith("replica-")] == [
+        replica.id for deployment in rig.state().deployments for replica in deployment.replicas
+    ]
+    assert len(rig.state().deployments) == 1

@@ -1,0 +1,84 @@
+"""From the fleet's state to Envoy's configuration."""
+
+import json
+
+from pipeline.fleet import envoy_config as config
+from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
+
+DIGEST = "0" * 64
+KEYS = {"client": "secret", "slipway-probe": "probes"}
+
+
+def deployment(generation: int, port: int) -> Deployment:
+    replica = Replica(id=f"replica-m-v{generation}-g{generation}-0", port=port)
+    return Deployment(
+        version=str(generation), generation=generation, bundle_digest=DIGEST, replicas=(replica,), routed=True
+    )
+
+
+def served(generation: int) -> Served:
+    return Served(version=str(generation), generation=generation, deployment=generation)
+
+
+MODEL = ModelFleet(
+    name="m",
+    serving=served(1),
+    canary=served(2),
+    weights={1: 75, 2: 25},
+    deployments=(deployment(1, 1001), deployment(2, 1002)),
+)
+
+
+def routes(models: dict[str, ModelFleet]) -> list[config.Json]:
+    found: list[config.Json] = config.route_table(models, KEYS)["virtual_hosts"][0]["routes"]
+    return found
+
+
+def test_the_weights_become_weighted_clusters() -> None:
+    """A deployment without weight is not named."""
+    weighted = [route for route in routes({"m": MODEL}) if "weighted_clusters" in route.get("route", {})]
+    assert [route["route"]["weighted_clusters"]["clusters"] for route in weighted] == [
+        [{"name": "m.g1", "weight": 75}, {"name": "m.g2", "weight": 25}]
+    ] * len(config.COMPLETION_PATHS)
+    alone = config.model_routes("/v1/completions", MODEL.changed(weights={1: 100, 2: 0}))[-1]
+    assert alone["route"]["weighted_clusters"]["clusters"] == [{"name": "m.g1", "weight": 100}]
+
+
+def test_only_the_probes_client_has_forced_routes() -> None:
+    """They come before the weighted one and match on the client that the key gave."""
+    forced = config.model_routes("/v1/completions", MODEL)[:-1]
+    assert [route["route"]["cluster"] for route in forced] == ["m.g2", "m.g1"]
+    for route in forced:
+        matched = {header["name"]: header["string_match"]["exact"] for header in route["match"]["headers"]}
+        assert matched["x-client-id"] == config.PROBE_CLIENT
+
+
+def test_a_canary_falls_back_on_what_serves_and_that_on_what_is_warm() -> None:
+    """A rollback leaves nothing that falls back on the failed version."""
+    stable, canary = MODEL.deployments
+    assert config.fallback_of(MODEL, canary) == stable
+    assert config.fallback_of(MODEL, stable) is None
+    promoted = MODEL.changed(serving=served(2), canary=None, previous=served(1))
+    assert config.fallback_of(promoted, canary) == stable
+    tiers = config.endpoints("m", canary, stable)["endpoints"]
+    ports = [tier["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"] for tier in tiers]
+    assert ([tier["priority"] for tier in tiers], ports) == ([0, 1], [1002, 1001])
+
+
+def test_before_anything_is_served_completions_answer_503() -> None:
+    """With a message in OpenAI's form; a canary without weight changes nothing."""
+    waiting = MODEL.changed(serving=None, weights={})
+    for models in ({}, {"m": waiting}):
+        answers = [
+            route["direct_response"]
+            for route in routes(models)
+            if route["match"].get("path") in config.COMPLETION_PATHS
+        ]
+        assert {answer["status"] for answer in answers} == {503}
+        assert json.loads(answers[0]["body"]["inline_string"])["error"]["code"] == "nothing_served"
+
+
+def test_the_last_route_refuses_everything_else() -> None:
+    """Whatever the method."""
+    last = routes({"m": MODEL})[-1]
+    assert (last["match"], last["direct_response"]["status"]) == ({"prefix": "/"}, 404)
