@@ -19,8 +19,30 @@ app = typer.Typer(
     epilog="State lives in $SLIPWAY_HOME (default: .slipway beside the code). Start with `slipway demo`.",
 )
 
+
+def complete_recipe(beginning: str) -> list[str]:
+    """The names of recipes that begin so, for the shell."""
+    from pipeline import recipe_files, settings
+
+    return [
+        name for name in sorted(recipe_files.known_recipes(settings.load().home_path)) if name.startswith(beginning)
+    ]
+
+
+def complete_step(beginning: str) -> list[str]:
+    """The steps and programs that have a log, for the shell."""
+    from pipeline.commands import logs
+    from pipeline.commands.output import here
+
+    return [name for name in logs.known(here()[0]) if name.startswith(beginning)]
+
+
 Recipe = Annotated[
-    str, typer.Argument(help="A recipe's name (from infra/recipes or $SLIPWAY_HOME/recipes) or the path of its file.")
+    str,
+    typer.Argument(
+        help="A recipe's name (from infra/recipes or $SLIPWAY_HOME/recipes) or the path of its file.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -138,7 +160,12 @@ def chat(
 
 @app.command()
 def logs(
-    what: Annotated[str, typer.Argument(metavar="STEP", help="A step, e.g. finetune; or a program, e.g. mlflow.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="STEP", help="A step, e.g. finetune; or a program, e.g. mlflow.", autocompletion=complete_step
+        ),
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is written.")] = False,
 ) -> None:
     """Show the log of a step's newest job, or of a program of the stack.

@@ -37,11 +37,13 @@ def find(layout: Layout, what: str) -> tuple[Path, int]:
     path = layout.log_path(what)
     if path.is_file():
         return path, max(0, path.stat().st_size - PROGRAM_TAIL_BYTES)
-    steps = sorted({job.labels["task_id"] for job in jobs.find_jobs(layout) if "task_id" in job.labels})
-    programs = sorted(path.stem for path in layout.logs_path.glob("*.log"))
-    raise SpecError(
-        f"no log of {what!r}. Steps that ran: {', '.join(steps) or 'none'}. Programs: {', '.join(programs) or 'none'}"
-    )
+    raise SpecError(f"no log of {what!r}. There are: {', '.join(known(layout)) or 'none yet'}")
+
+
+def known(layout: Layout) -> list[str]:
+    """Every step and program that has a log."""
+    steps = {job.labels["task_id"] for job in jobs.find_jobs(layout) if "task_id" in job.labels}
+    return sorted(steps) + sorted(path.stem for path in layout.logs_path.glob("*.log"))
 
 
 def _print_from(path: Path, offset: int) -> int:

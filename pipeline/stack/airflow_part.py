@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.errors import SlipwayError
-from pipeline.settings import ROOT, Settings
+from pipeline.settings import ROOT, Settings, child_environment
 from pipeline.stack import loopback, mlflow_part, postgres_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program, Supervisor
@@ -88,11 +88,11 @@ def migrate(layout: Layout, settings: Settings) -> None:
     version = metadata.version("apache-airflow")
     if stamp.exists() and stamp.read_text() == version:
         return
-    variables = [f"{name}={value}" for name, value in environment(layout, settings).items()]
     log_path = layout.log_path("airflow-migrate")
     with log_path.open("w") as log:
         done = subprocess.run(
-            ["env", *variables, sys.executable, "-m", "airflow", "db", "migrate"],
+            [sys.executable, "-m", "airflow", "db", "migrate"],
+            env=child_environment(environment(layout, settings)),
             cwd=layout.airflow_path,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -22,11 +22,14 @@ def main() -> None:
         kill_remains(pid_path)
     own = psutil.Process()
     pid_path.write_text(json.dumps({"pid": own.pid, "created": own.create_time()}))
-    command = ["env", *(f"{name}={value}" for name, value in program["environment"].items()), *program["command"]]
-    if program["user"]:
-        command = as_user(program["user"], command)
+    for name, value in program["environment"].items():
+        os.putenv(name, value)  # not through `env`: secrets must not stand on a command line, even for a moment
+    command = as_user(program["user"], program["command"]) if program["user"] else program["command"]
     os.chdir(program["directory"] or path.parent)
-    os.execvp(command[0], command)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.exit(f"cannot run {command[0]}: {error.strerror}")
 
 
 def as_user(user: str, command: list[str]) -> list[str]:
