@@ -58,10 +58,10 @@ class Loop:
         self._clock = self._started = time.monotonic()
         num_steps = len(self.schedule.steps)
         for step in range(first + 1, num_steps + 1):
-            self._step(step)
+            self.optimizer_step(step)
             due = step % settings.checkpoint_every_steps == 0 and step < num_steps
             if step % EXCHANGE_STEPS == 0 or step == num_steps or due:
-                self._exchange(step)
+                self.exchange(step)
             if due:
                 checkpoints.save(
                     self.engine,
@@ -71,7 +71,8 @@ class Loop:
                     state={"history": self.history},
                 )
 
-    def _step(self, step: int) -> None:
+    def optimizer_step(self, step: int) -> None:
+        """Takes optimizer step `step`, counted from 1; every rank calls it."""
         settings, engine = self.plan.settings, self.engine
         accumulation, world_size = settings.gradient_accumulation, self.plan.world_size
         rate = learning_rate(step, len(self.schedule.steps), settings)
@@ -91,7 +92,7 @@ class Loop:
         self._tokens_since += self.collator.num_tokens(self.schedule.steps[step - 1])
         self._pending.append((loss_share, rate, float(engine.get_global_grad_norm() or 0.0)))
 
-    def _exchange(self, step: int) -> None:
+    def exchange(self, step: int) -> None:
         """Adds the steps since the last exchange to `history`, with the losses of all ranks."""
         first = step - len(self._pending) + 1
         shares = torch.zeros(self.plan.world_size, len(self._pending), dtype=torch.float64)
