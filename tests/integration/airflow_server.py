@@ -98,6 +98,7 @@ class AirflowServer:
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         run_id = f"test-{uuid.uuid4().hex[:8]}"
+        self.wait(f"DAG {dag_id} is known", lambda: self.api("GET", f"/dags/{dag_id}").status_code == 200)
         body = {"logical_date": None, "dag_run_id": run_id, "conf": dict(conf or {})}
         answer = self.api("POST", f"/dags/{dag_id}/dagRuns", json=body)
         assert answer.status_code == 200, answer.text
