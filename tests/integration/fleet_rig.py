@@ -134,6 +134,7 @@ class Rig:
     """One fleet under test."""
 
     home_path: Path
+    quiet: bool = False
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -151,7 +152,8 @@ class Rig:
 
     def _say(self, message: str) -> None:
         self.said.append(message)
-        print(message, flush=True)
+        if not self.quiet:
+            print(message, flush=True)
 
     def up(self) -> None:
         self.layout.create()
