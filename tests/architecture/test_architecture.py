@@ -27,7 +27,7 @@ POSITIONAL_PARAMETERS = 5
 
 REGISTRIES = ("pypi", "files.pythonhosted", "download.pytorch", "registry.npmjs", "deb.debian", "conda.anaconda")
 FOREIGN = re.compile(
-    r"(?<![\w.}$-])/(?:home|Users|root|work|shared)/\w+|(?:"
+    r"(?<![\w.}$-])(?!/home/me/)/(?:home|Users|root|work|shared)/\w+|(?:"
     + "|".join(map(re.escape, REGISTRIES))
     + r")\.(?:org|com)\b"
 )
@@ -61,7 +61,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def reads_environment(tree: ast.AST) -> Iterator[int]:
     """The lines that name os.environ or os.getenv in any form."""
-    names = {"environ", "environb", "getenv", "putenv"}
+    names = {"environ", "environb", "getenv"}
     for node in ast.walk(tree):
         direct = isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "os"
         imported = isinstance(node, ast.ImportFrom) and node.module == "os" and names & {a.name for a in node.names}

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, cli
 from pipeline.artifacts import s3
 from pipeline.artifacts.digests import file_entries, folder_digest
 from pipeline.artifacts.s3 import PART_BYTES, S3Store
+from pipeline.contracts.base import step_key
 from pipeline.contracts.recipe import BaseModelSource
+from pipeline.contracts.specs import STEPS, PlanResult, PlanSpec
 from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.inputs import pin_base_model, pin_file
 from pipeline.settings import ROOT
@@ -289,3 +291,22 @@ def test_rows_and_a_base_model_in_a_bucket_are_pinned_and_fetched(store: S3Store
         assert folder_digest(artifacts.fetch_folder(model, tmp_path / cache)) == model.digest
     with pytest.raises(SpecError, match=r"dataset.uri: s3://.*gone.jsonl does not exist"):
         pin_file(store.uri_of("gone.jsonl"), "dataset.uri", tmp_path / "c1", suffixes=(".jsonl",))
+
+
+def test_a_step_runs_on_a_bucket_and_is_reused(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole entry point, with generated rows that a machine with an empty cache can fetch."""
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
+    generated = {"kind": "support-intents", "train_rows": 200, "eval_rows": 60}
+    recipe = {"name": "demo", "dataset": {"generate": generated}, "base_model": {"init": {}}}
+    spec = PlanSpec(recipe=recipe, request_id="test")
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    uri = store.uri_of(f"plan/{step_key('plan', STEPS['plan'].version, spec)}")
+
+    codes = [cli.main(["plan", "--spec", str(tmp_path / "spec.json"), "--out", uri]) for _ in range(2)]
+
+    assert codes == [0, 0]
+    assert f"reused {uri}" in capsys.readouterr().out
+    planned = PlanResult.model_validate(artifacts.read_manifest(uri).result)
+    assert len(artifacts.fetch_file(planned.train, tmp_path / "cache").read_text().splitlines()) == 200
