@@ -1,0 +1,76 @@
+"""How a replica is started, and the version on its answers."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.contracts.recipe import Rollout
+from pipeline.fleet.replica_middleware import VARIABLES, Version
+from pipeline.fleet.replicas import PORTS, ReplicaPlan, VllmEngine, free_ports, replica_id
+from pipeline.fleet.state import Replica
+from pipeline.settings import ROOT
+from pipeline.stack.layout import Layout
+
+
+def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path) -> None:
+    """SIGKILL comes later than the engine's own patience."""
+    plan = ReplicaPlan(
+        replica=Replica(id=replica_id("m", "3", generation=7, index=0), port=20_001),
+        model="m",
+        version="3",
+        generation=7,
+        bundle_path=tmp_path / "bundle",
+        settings=Rollout(kv_cache_mib=64, max_model_len=512),
+        core=1,
+    )
+    program = VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan)
+    options = dict(zip(program.command, program.command[1:], strict=False))
+    assert program.name == "replica-m-v3-g7-0"
+    assert options["--host"] == "127.0.0.1"
+    assert options["--served-model-name"] == "m"
+    assert options["--kv-cache-memory-bytes"] == str(64 * 1024 * 1024)
+    assert options["--max-model-len"] == "512"
+    assert program.stop_wait_s > int(options["--shutdown-timeout"])
+    assert program.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1"
+
+
+def test_replicas_get_ports_of_their_own() -> None:
+    """Not one that another replica has been given already."""
+    taken = set(PORTS[:-3])
+    assert set(free_ports(3, taken)) <= set(PORTS[-3:])
+    assert len(set(free_ports(20, set()))) == 20
+
+
+def test_every_answer_says_which_version_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the headers that the engine sends itself; other kinds of connection pass unchanged."""
+    for variable, value in zip(VARIABLES.values(), ("m", "3", "7"), strict=True):
+        monkeypatch.setenv(variable, value)
+    sent: list[Any] = []
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": f"{scope['type']}.response.start", "headers": [(b"content-type", b"text/plain")]})
+
+    async def send(message: Any) -> None:
+        sent.append(message["headers"])
+
+    async def receive() -> Any:
+        return {}
+
+    for kind in ("http", "websocket"):
+        asyncio.run(Version(engine)({"type": kind}, receive, send))
+    own = (b"content-type", b"text/plain")
+    assert sent == [
+        [own, (b"x-slipway-model", b"m"), (b"x-slipway-version", b"3"), (b"x-slipway-generation", b"7")],
+        [own],
+    ]
+
+
+def test_the_middleware_needs_nothing_but_the_standard_library() -> None:
+    """It is imported inside the engine's environment."""
+    paths = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    code = "import pipeline.fleet.replica_middleware"
+    subprocess.run([sys.executable, "-I", "-S", "-c", f"{paths}; {code}"], check=True)
