@@ -14,8 +14,8 @@ from statistics import median, quantiles
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "integration"), str(Path(__file__).parents[2])]
 
-import httpx
-from fleet_rig import MODEL, Rig
+import httpx  # noqa: E402
+from fleet_rig import MODEL, Rig  # noqa: E402
 
 WARM_UP = 50
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 1000}]}
