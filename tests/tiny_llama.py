@@ -58,6 +58,7 @@ def write_model(folder: Path, *, hidden_size: int = 64, intermediate_size: int =
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # Layers this small spend more time in waiting for another thread than it saves.
     tokenizer = make_tokenizer()
     heads = hidden_size // 32
     config = LlamaConfig(
