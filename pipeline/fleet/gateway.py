@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
-from pipeline.fleet.state import FleetFiles, ModelFleet, healthy_ports, write_atomically
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.state import ModelFleet, healthy_ports, write_atomically
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program
 

@@ -1,8 +1,8 @@
-"""What the fleet is meant to be: one JSON file a model under `home/fleet`, and a lock for those who change it.
+"""What the fleet is meant to be: one JSON file a model, and the read side that status and Airflow's pages use.
 
-Reads and writes `home/fleet/models/<name>.json`. The files are the truth that the gateway's configuration is made
-from, so whoever dies between writing one and applying it is finished by the next writer. Reading needs no lock: a
-file is only ever replaced as a whole.
+Reads `home/fleet/models/<name>.json`, which `pipeline.fleet.files` writes. The files are the truth that the gateway's
+configuration is made from, so whoever dies between writing one and applying it is finished by the next writer. Reading
+needs no lock: a file is only ever replaced as a whole.
 
     from pipeline.fleet.state import read_fleet
     read_fleet(home_path)["banking77"].serving
@@ -13,8 +13,6 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from pydantic import Field, ValidationError
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
-from pipeline.registry.locks import file_lock
 from pipeline.stack.layout import Layout
 
 MAX_HISTORY = 50
@@ -128,38 +125,13 @@ class ModelFleet(Contract):
         return round(share / len(deployment.replicas), 2) if deployment.replicas else 0.0
 
 
-class FleetFiles:
-    """The write side: every change is made under one lock, on what the files say then."""
+def models_path(home_path: Path) -> Path:
+    return Layout(Path(home_path)).fleet_path / "models"
 
-    def __init__(self, home_path: Path) -> None:
-        self.folder = Layout(Path(home_path)).fleet_path / "models"
-        self.lock_path = Layout(Path(home_path)).fleet_path / "lock"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held for the length of the block; the kernel frees it when its holder dies. Not to be taken twice."""
-        with file_lock(self.lock_path):
-            yield
-
-    def all(self) -> dict[str, ModelFleet]:
-        return {path.stem: read_model(path) for path in sorted(self.folder.glob("[!.]*.json"))}
-
-    def get(self, name: str) -> ModelFleet:
-        """The state of `name`; an empty one if nothing has been rolled out yet."""
-        path = self.folder / f"{name}.json"
-        return read_model(path) if path.exists() else ModelFleet(name=name)
-
-    def write(self, model: ModelFleet) -> None:
-        """Replaces the model's file. The caller holds the lock."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"{model.name}.json", model.model_dump_json(indent=2) + "\n")
-
-    def update(self, name: str, change: Callable[[ModelFleet], ModelFleet]) -> ModelFleet:
-        """Applies `change` to the current state under the lock and keeps the result."""
-        with self.lock():
-            model = change(self.get(name))
-            self.write(model)
-            return model
+def read_models(home_path: Path) -> dict[str, ModelFleet]:
+    """Every model's state by name."""
+    return {path.stem: read_model(path) for path in sorted(models_path(home_path).glob("[!.]*.json"))}
 
 
 def read_model(path: Path) -> ModelFleet:
@@ -212,7 +184,7 @@ class ModelView(Contract):
 def read_fleet(home_path: Path) -> dict[str, ModelView]:
     """Every model by name, with the health of each replica as the gateway sees it now."""
     health = gateway_health(home_path)
-    return {name: _view(model, health) for name, model in FleetFiles(home_path).all().items()}
+    return {name: _view(model, health) for name, model in read_models(home_path).items()}
 
 
 def gateway_health(home_path: Path) -> dict[int, bool] | None:

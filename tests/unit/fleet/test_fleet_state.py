@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SpecError
+from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import (
     Deployment,
-    FleetFiles,
     ModelFleet,
     Replica,
     Rollout,

@@ -1,0 +1,44 @@
+"""The write side of the fleet's state: changes are made under one lock, and each replaces a model's file as a whole."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.fleet.state import ModelFleet, models_path, read_model, read_models, write_atomically
+from pipeline.registry.locks import file_lock
+from pipeline.stack.layout import Layout
+
+
+class FleetFiles:
+    """The write side: every change is made under one lock, on what the files say then."""
+
+    def __init__(self, home_path: Path) -> None:
+        self.home_path = Path(home_path)
+        self.folder = models_path(self.home_path)
+        self.lock_path = Layout(self.home_path).fleet_path / "lock"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held for the length of the block; the kernel frees it when its holder dies. Not to be taken twice."""
+        with file_lock(self.lock_path):
+            yield
+
+    def all(self) -> dict[str, ModelFleet]:
+        return read_models(self.home_path)
+
+    def get(self, name: str) -> ModelFleet:
+        """The state of `name`; an empty one if nothing has been rolled out yet."""
+        path = self.folder / f"{name}.json"
+        return read_model(path) if path.exists() else ModelFleet(name=name)
+
+    def write(self, model: ModelFleet) -> None:
+        """Replaces the model's file. The caller holds the lock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"{model.name}.json", model.model_dump_json(indent=2) + "\n")
+
+    def update(self, name: str, change: Callable[[ModelFleet], ModelFleet]) -> ModelFleet:
+        """Applies `change` to the current state under the lock and keeps the result."""
+        with self.lock():
+            model = change(self.get(name))
+            self.write(model)
+            return model
