@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -56,8 +57,10 @@ class Fleet:
         self.hold_path = home_path / f"hold-{name}"
         self.mlflow = mlflow
         self._ask("registered-models/create", name=name)
+        run = self._ask("runs/create", experiment_id="0")["run"]["info"]
         for _ in range(2):
-            self._ask("model-versions/create", name=name, source="mlflow-artifacts:/bundle")
+            source = f"{run['artifact_uri']}/bundle"
+            self._ask("model-versions/create", name=name, source=source, run_id=run["run_id"])
 
     def set_champion(self, version: str) -> None:
         self._ask("registered-models/alias", name=self.name, alias="champion", version=version)
@@ -76,8 +79,10 @@ class Fleet:
         path = self.folder / "runs"
         return path.read_text().split("\n").count(f"{self.name} {phase}") if path.exists() else 0
 
-    def _ask(self, path: str, **body: object) -> None:
-        httpx.post(f"{self.mlflow.uri}/api/2.0/mlflow/{path}", json=body, timeout=60).raise_for_status()
+    def _ask(self, path: str, **body: object) -> Any:
+        answer = httpx.post(f"{self.mlflow.uri}/api/2.0/mlflow/{path}", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
 
 @pytest.fixture

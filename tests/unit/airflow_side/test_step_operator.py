@@ -1,4 +1,4 @@
-"""What a step's task does with its job: reuse, wait, defer, resume, retry, fail, cancel. Real jobs, no Airflow around."""
+"""What a step's task does with its job: reuse, wait, defer, resume, retry, fail, cancel. Real jobs, no Airflow."""
 
 import asyncio
 import json
@@ -20,6 +20,7 @@ from slipway_airflow.operators.step import StepOperator
 from slipway_airflow.rollout_steps import RollBackOperator
 from slipway_airflow.triggers.job import JobTrigger
 from slipway_airflow.upstream import Upstream, Work
+from tests.contracts.backend_conformance import wait_for
 
 MODEL = "intents"
 
