@@ -92,7 +92,7 @@ def evaluated(release):
         release.entry("evaluate", release.evaluate_spec(release.model)),
         release.entry("evaluate", release.evaluate_spec(release.model), store=f"{release.store}-again"),
         release.entry("evaluate", release.evaluate_spec(release.random)),
-        release.entry("evaluate", release.evaluate_spec(release.model, max_model_len=17)),
+        release.entry("evaluate", release.evaluate_spec(release.model, max_model_len=14)),
     ]
     outcomes = run_steps(Path(sys.executable), plan, release.environment)
     return dict(zip(("model", "again", "random", "short"), outcomes, strict=True))
@@ -165,7 +165,7 @@ def test_the_manifest_keeps_what_was_measured(evaluated):
 
 
 def test_rows_that_do_not_fit_score_nothing_and_are_counted(release, evaluated):
-    """The longest prompts leave no room for their answers in 17 tokens."""
+    """The longest prompts leave no room for their answers in 14 tokens."""
     scores = result_of(evaluated["short"], EvaluateResult).scores
     missing = [row for row in predictions_of(release, evaluated["short"]) if row.loss is None]
     assert 0 < scores.too_long_rows == len(missing) < scores.rows
