@@ -6,6 +6,7 @@ supervisor; `Gateway.apply` brings a running Envoy to the current state and retu
 """
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from pipeline.stack.supervisor import Program
 
 CONFIRM_TIMEOUT_S = 15.0
 POLL_S = 0.02
+MAX_ACCESS_LOG_BYTES = 64 << 20
 PROGRAM = "gateway"
+STATS = {"cds": "cluster_manager.cds", "rds": "http.main.rds.main"}
+"""Where Envoy says which version of a file it has taken."""
 
 
 def program(layout: Layout) -> Program:
@@ -121,11 +125,10 @@ class Gateway:
         names = {cluster["name"] for cluster in wanted}
         leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
         self._write_endpoints(models)
-        self._confirm("cluster_manager.cds", self._write_resources("cds", [*wanted, *leaving]))
-        routes = [config.route_table(models, self._keys())]
-        self._confirm("http.main.rds.main", self._write_resources("rds", routes))
+        self._bring("cds", [*wanted, *leaving])
+        self._bring("rds", [config.route_table(models, self._keys())])
         if leaving:
-            self._confirm("cluster_manager.cds", self._write_resources("cds", wanted))
+            self._bring("cds", wanted)
         for path in self.eds_path.glob("[!.]*.json"):
             if path.stem not in names:
                 path.unlink()
@@ -163,33 +166,48 @@ class Gateway:
     def _write_resources(self, kind: str, resources: list[config.Json]) -> str:
         return _write_versioned(self.xds_path / f"{kind}.json", resources)
 
+    def rotate_access_log(self) -> None:
+        """Starts a new access log when it has grown large, keeping the one before."""
+        path = self.access_log_path
+        if path.exists() and path.stat().st_size > MAX_ACCESS_LOG_BYTES:
+            path.replace(path.with_suffix(".1.jsonl"))
+            self._ask("/reopen_logs", method="POST")
+
     # --- asking --------------------------------------------------------------------------------------------------
 
-    def _confirm(self, prefix: str, version: str) -> None:
-        """Waits until Envoy says that it has taken `version`."""
+    def _bring(self, kind: str, resources: list[config.Json]) -> None:
+        """Writes a file and waits until Envoy says that it has taken it; one that it refuses does not stay."""
+        path, prefix = self.xds_path / f"{kind}.json", STATS[kind]
+        before = path.read_text() if path.exists() else None
+        version = self._write_resources(kind, resources)
         deadline = time.monotonic() + CONFIRM_TIMEOUT_S
-        found: dict[str, str] = {}
+        found: str | None = None
         while time.monotonic() < deadline:
-            found = self._text_stats(f"^{prefix.replace('.', chr(92) + '.')}.version_text$")
-            if found.get(f"{prefix}.version_text") == version:
+            found = self._version_text(prefix)
+            if found == version:
                 return
             time.sleep(POLL_S)
+        if found is not None and before is not None:
+            write_atomically(path, before)
         raise TransientError(
-            f"the gateway has not taken configuration {version} ({prefix} is at {found or 'no version: it is down'})"
-            f" after {CONFIRM_TIMEOUT_S:g} s; see {self.layout.log_path(PROGRAM)}"
+            f"the gateway has not taken configuration {version} after {CONFIRM_TIMEOUT_S:g} s ({prefix} is at"
+            f" {found or 'no version: it is down'}); see {self.layout.log_path(PROGRAM)}"
         )
 
-    def _text_stats(self, pattern: str) -> dict[str, str]:
-        answer = self._ask("/stats", {"format": "json", "type": "TextReadouts", "filter": pattern})
-        return {stat["name"]: stat["value"] for stat in (answer or {}).get("stats", []) if "name" in stat}
+    def _version_text(self, prefix: str) -> str | None:
+        """The version that Envoy runs with; None if it does not answer."""
+        name = f"{prefix}.version_text"
+        pattern = f"^{re.escape(name)}$"
+        answer = self._ask("/stats", {"format": "json", "type": "TextReadouts", "filter": pattern}) or {}
+        return next((str(stat["value"]) for stat in answer.get("stats", []) if stat.get("name") == name), None)
 
-    def _ask(self, path: str, parameters: dict[str, str]) -> Any:
-        """Envoy's answer as JSON; None if it does not answer now."""
+    def _ask(self, path: str, parameters: dict[str, str] | None = None, *, method: str = "GET") -> Any:
+        """Envoy's answer as JSON; None if it is none, or does not come now."""
         import httpx
 
         url = f"http://127.0.0.1:{self.layout.ports().gateway_admin}{path}"
         try:
-            return httpx.get(url, params=parameters, timeout=5.0, trust_env=False).raise_for_status().json()
+            return httpx.request(method, url, params=parameters, timeout=5.0, trust_env=False).raise_for_status().json()
         except (httpx.HTTPError, ValueError):
             return None
 

@@ -21,6 +21,8 @@ OUTCOME_TAG = "slipway.rollout"
 REASON_TAG = "slipway.rollout_reason"
 RETIRE_POLL_S = 0.5
 HEALTHY_TIMEOUT_S = 30.0
+MAX_SETTLE_S = 120.0
+"""`plan` waits so long for replicas that are up but not healthy yet, as after a restart of the stack."""
 
 
 def run_phase(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
@@ -59,7 +61,8 @@ def plan(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if champion is None:
         return _result(spec, "nothing_to_do", f"{spec.name} has no champion")
     registered = _servable(spec, fleet, champion, model)
-    wait_s = registered.recipe.rollout.ready_timeout_s
+    fleet.gateway.rotate_access_log()
+    wait_s = min(registered.recipe.rollout.ready_timeout_s, MAX_SETTLE_S)
     if _is_served(fleet, model, registered, wait_s) and not unused(model):
         if fleet.registry.alias(spec.name, SERVING) != champion:
             fleet.registry.set_alias(spec.name, SERVING, champion)
@@ -258,6 +261,9 @@ def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     """The canary, which has all the traffic by now, becomes what is served."""
 
     def take_over(model: ModelFleet) -> ModelFleet:
+        rollout = required_rollout(model, spec.generation)
+        if model.canary is None and (model.serving is None or model.serving.version != rollout.version):
+            raise SpecError(f"{spec.name}: rollout {spec.generation} has no canary to promote ({rollout.outcome})")
         if model.canary is None:
             return with_phase(model, spec.generation, "promote", **_promoted(model, spec.generation))
         canary = model.canary.model_copy(update={"generation": spec.generation})
@@ -265,8 +271,7 @@ def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
         return with_phase(model, spec.generation, "promote", **_promoted(model, spec.generation))
 
     model = fleet.change(spec.name, spec.generation, take_over)
-    if model.serving is None:
-        raise SpecError(f"{spec.name}: nothing is served, so nothing can be promoted; run start_canary and shift first")
+    assert model.serving is not None
     fleet.registry.set_alias(spec.name, SERVING, model.serving.version)
     fleet.registry.tag(spec.name, model.serving.version, OUTCOME_TAG, "served")
     fleet.registry.tag(spec.name, model.serving.version, REASON_TAG, f"promoted by rollout {spec.generation}")

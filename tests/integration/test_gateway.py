@@ -93,6 +93,18 @@ def test_a_client_cannot_name_itself(rig: Rig) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == "client client"
 
 
+def sessions_stay_on_one_version(rig: Rig, generation: int) -> None:
+    """At half and half, each request is drawn anew unless it names a session."""
+    rig.fleet.change(MODEL, generation, lambda model: model.changed(weights={1: 50, generation: 50}))
+    assert len({rig.ask().headers["x-slipway-version"] for _ in range(40)}) == 2
+    sessions = [f"session-{number}" for number in range(20)]
+    drawn = [rig.ask(**{"x-slipway-session": name}).headers["x-slipway-version"] for name in sessions]
+    assert len(set(drawn)) == 2
+    for _ in range(3):
+        again = [rig.ask(**{"x-slipway-session": name}).headers["x-slipway-version"] for name in sessions]
+        assert again == drawn
+
+
 def test_only_the_probes_key_may_force_a_version(rig: Rig) -> None:
     """With the client's key the header changes nothing; even a claimed client id does not help."""
     rig.registry.set_alias(MODEL, "champion", "2")
@@ -103,6 +115,7 @@ def test_only_the_probes_key_may_force_a_version(rig: Rig) -> None:
     for _ in range(20):
         answer = rig.ask(**forced, **{"x-client-id": "slipway-probe"})
         assert answer.headers["x-slipway-version"] == "1"
+    sessions_stay_on_one_version(rig, planned.generation)
     rig.phase("roll_back", request_id="force", generation=planned.generation)
     assert rig.registry.alias(MODEL, "champion") == "1"
 
@@ -140,6 +153,16 @@ def test_the_access_log_says_who_and_what_but_never_the_prompt(rig: Rig) -> None
     assert line["duration_us"] > 0
     assert "secret prompt" not in text
     assert rig.key not in text
+
+
+def test_a_large_access_log_is_started_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway goes on writing, to the new file."""
+    monkeypatch.setattr("pipeline.fleet.gateway.MAX_ACCESS_LOG_BYTES", 10)
+    rig.gateway.rotate_access_log()
+    request_id = rig.ask().headers["x-request-id"]
+    path = rig.gateway.access_log_path
+    assert rig.gateway.wait(lambda: path.exists() and request_id in path.read_text(), 10)
+    assert path.with_suffix(".1.jsonl").exists()
 
 
 def test_keys_are_readable_by_the_owner_alone(rig: Rig) -> None:
