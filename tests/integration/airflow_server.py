@@ -135,12 +135,15 @@ class AirflowServer:
         return "\n".join(str(line.get("event", line)) if isinstance(line, dict) else str(line) for line in content)
 
     def _wait_until_ready(self) -> None:
+        """Healthy, and every DAG file known."""
+        num_dags = len(list(Path(self.environment["AIRFLOW__CORE__DAGS_FOLDER"]).glob("*.py")))
+
         def ready() -> bool:
             for part, process in self.processes.items():
                 assert process.poll() is None, f"{part} ended at start:\n{self._tail(part)}"
             try:
                 health = httpx.get(f"{self.uri}/api/v2/monitor/health", timeout=5).json()
-                loaded = self.get("/dags")["total_entries"] > 0
+                loaded = self.get("/dags")["total_entries"] >= num_dags
             except (httpx.HTTPError, ValueError):
                 return False
             return loaded and all(
