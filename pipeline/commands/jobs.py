@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.stack.layout import Layout
 
 TAIL_BYTES = 16_384
+LIBRARY_WARNING = re.compile(r"^\[?[WI]\d{0,4} ?\d|warning", re.IGNORECASE)
 ERROR_LINE = re.compile(r"^error \d+ \w+: ")
 
 
@@ -29,8 +30,8 @@ class JobLog:
             return file.read().decode(errors="replace").splitlines()
 
     def progress(self) -> str:
-        """The last progress line, or else the last line; "" if there is none."""
-        lines = [line for line in self.tail() if line.strip()]
+        """The last progress line, or else the last line that is no library's warning; "" if there is none."""
+        lines = [line for line in self.tail() if line.strip() and not LIBRARY_WARNING.search(line)]
         found = next((line for line in reversed(lines) if line.startswith("progress ")), "")
         return found.removeprefix("progress ") or (lines[-1] if lines else "")
 

@@ -68,9 +68,11 @@ def _task_view(layout: Layout, run_id: str, task: dict[str, Any]) -> TaskView:
     if state in ("running", "deferred"):
         job = jobs.job_of_task(layout, run_id, task["task_id"])
         note = job.progress() if job else ""
-        if task["task_id"] == "approve":
+        if task["task_id"] == "approve" and state == "deferred":
             note = "waits for a person: open the run in Airflow and approve or reject"
-    shown = "waiting" if state in WAITING else "running" if state == "deferred" else str(state)
+    # A task that has begun and is queued again is on its way back from the triggerer.
+    waits = state in WAITING and not task["start_date"]
+    shown = "waiting" if waits else "running" if state in (*WAITING, "deferred") else str(state)
     return TaskView(task_id=task["task_id"], state=shown, elapsed_s=elapsed_s(task), note=note[:100])
 
 

@@ -51,3 +51,11 @@ def test_the_error_line_is_found_under_what_follows_it(tmp_path: Path) -> None:
     """It is what the user has to know."""
     write_job(tmp_path, "a", "work\nerror 65 DataError: row 3 is empty\nbye\n")
     assert jobs.find_jobs(Layout(tmp_path))[0].error() == "error 65 DataError: row 3 is empty"
+
+
+def test_a_librarys_warning_is_no_progress(tmp_path: Path) -> None:
+    """What the step itself said last is worth more."""
+    write_job(
+        tmp_path, "a", "loading the model\nW1120 22:32:23.854000 9472 triton.py:53] Tr\n[W1120 22:3 utils.cpp] x\n"
+    )
+    assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "loading the model"

@@ -56,3 +56,9 @@ def test_an_answer_is_put_together_from_its_stream() -> None:
         "data: [DONE]",
     ]
     assert "".join(pieces(iter(stream))) == "refund_status"
+
+
+def test_a_task_on_its_way_back_from_the_triggerer_runs(tmp_path: Path) -> None:
+    """It has begun; that it is queued again is Airflow's affair."""
+    (found,) = live.view(Layout(tmp_path), "r", [task("finetune", "queued", "2026-01-01T00:00:00Z")])
+    assert found.state == "running"
