@@ -96,7 +96,8 @@ def by_hand(airflow: AirflowServer, fleet: Fleet) -> str:
 
 def watched_runs(airflow: AirflowServer, fleet: Fleet) -> list[str]:
     """The rollout runs that the watcher started for the model, oldest first."""
-    runs = [run for run in airflow.runs("rollout") if run["run_type"] == "asset_triggered"]
+    # Airflow 3.3 answers 500 when asked for the events of a run that has not begun.
+    runs = [run for run in airflow.runs("rollout") if run["run_type"] == "asset_triggered" and run["start_date"]]
     ids = [run["dag_run_id"] for run in runs]
     return [run_id for run_id in ids if fleet.name in event_text(airflow, run_id)]
 
