@@ -80,6 +80,10 @@ class VllmEngine:
                 "SLIPWAY_REPLICA_MODEL": plan.model,
                 "SLIPWAY_REPLICA_VERSION": plan.version,
                 "SLIPWAY_REPLICA_GENERATION": str(plan.generation),
+                # `--enforce-eager` leaves some small compiled functions: 20 s at a replica's first request.
+                "TORCHDYNAMO_DISABLE": "1",
+                # Replicas share their cores with jobs: threads that wait must sleep, not spin.
+                "OMP_WAIT_POLICY": "PASSIVE",
                 "VLLM_CPU_OMP_THREADS_BIND": str(plan.core),
                 "VLLM_CACHE_ROOT": str(cache),
                 "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
