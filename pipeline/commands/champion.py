@@ -1,5 +1,7 @@
 """`slipway promote` and `slipway rollback`."""
 
+import getpass
+
 from pipeline.commands import release
 from pipeline.commands.output import console, here
 from pipeline.errors import SlipwayError
@@ -12,16 +14,18 @@ def promote(name: str, version: str, *, wait: bool) -> None:
 
     Raises:
         SpecError: there is no such version.
+        DataError: Slipway did not register it, or its registration is damaged.
         SlipwayError: its rollout failed.
     """
-    from pipeline.registry.models import CHAMPION, Registry
+    from pipeline.registry.models import Registry
+    from pipeline.registry.promotion import promote_by_hand
 
     layout, _ = here()
     api = release.connect(layout)
     registry = Registry(mlflow_part.tracking_uri(layout), layout.home_path)
-    registry.summary(name, version)
-    registry.set_alias(name, CHAMPION, version)
-    console.print(f"{name} version {version} is the champion now.")
+    done = promote_by_hand(registry, name=name, version=version, promoted_by=getpass.getuser())
+    before = f"after version {done.champion_before}" if done.champion_before else "the first one"
+    console.print(f"{name} version {version} is the champion{f' now, {before}' if done.changed else ' already'}.")
     if not wait:
         return
     release.follow_rollout(layout, api, name, version)

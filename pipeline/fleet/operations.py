@@ -3,7 +3,7 @@
 import time
 
 from pipeline.contracts.base import Contract
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, TransientError
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.parts import Aliases
 from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
@@ -31,7 +31,7 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
 
     Raises:
         SpecError: there is no version to go back to.
-        TransientError: the gateway or MLflow does not answer now.
+        TransientError: the gateway or MLflow does not answer now, or somebody moved the alias at the same time.
     """
     registry = registry or Registry(f"http://127.0.0.1:{layout.ports().mlflow}", layout.home_path)
     gateway = Gateway(layout)
@@ -44,8 +44,11 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
             gateway.files.write(model)
             gateway.apply()
     version = target.version if target else _previous_version(model)
-    if champion != version:
-        registry.compare_and_set_alias(name, CHAMPION, champion, version)
+    if champion != version and not registry.compare_and_set_alias(name, CHAMPION, champion, version):
+        raise TransientError(
+            f"somebody moved the champion of {name} from {champion} to {registry.alias(name, CHAMPION)} meanwhile; the"
+            " fleet follows that: look at it, and roll back again if it must go"
+        )
     if target is None:
         reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
         return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
