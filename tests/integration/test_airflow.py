@@ -154,10 +154,9 @@ def test_a_canary_that_does_not_start_is_rolled_back(airflow: AirflowServer, fle
     assert (states["start_canary"], states["shift"]) == ("failed", "upstream_failed")
     assert (states["promote"], states["roll_back"], states["retire"]) == ("upstream_failed", "failed", "success")
     assert fleet.runs_of("start_canary") == 1
-    spec = next(
-        path for path in fleet.folder.parent.glob("jobs/rollout-*/spec.json") if "roll_back" in path.read_text()
-    )
-    assert "StubError: start_canary was told to fail" in spec.read_text()
+    specs = [path.read_text() for path in fleet.folder.parent.glob("jobs/*/spec.json")]
+    [spec] = [text for text in specs if fleet.name in text and '"roll_back"' in text]
+    assert "StubError: start_canary was told to fail" in spec
 
 
 def test_nothing_to_do_skips_the_rest(airflow: AirflowServer, fleet: Fleet) -> None:
