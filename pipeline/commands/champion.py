@@ -1,6 +1,7 @@
 """`slipway promote` and `slipway rollback`."""
 
 import getpass
+import time
 
 from pipeline.commands import release
 from pipeline.commands.output import console, here
@@ -22,13 +23,14 @@ def promote(name: str, version: str, *, wait: bool) -> None:
 
     layout, _ = here()
     api = release.connect(layout)
+    began = time.time()
     registry = Registry(mlflow_part.tracking_uri(layout), layout.home_path)
     done = promote_by_hand(registry, name=name, version=version, promoted_by=getpass.getuser())
     before = f"after version {done.champion_before}" if done.champion_before else "the first one"
     console.print(f"{name} version {version} is the champion{f' now, {before}' if done.changed else ' already'}.")
     if not wait:
         return
-    release.follow_rollout(layout, api, name, version)
+    release.follow_rollout(layout, api, (name, version), since=began)
     serving = read_fleet(layout.home_path)[name].serving
     if serving is None or serving.version != version:
         served = f"version {serving.version} serves" if serving else "nothing serves"
@@ -42,7 +44,8 @@ def rollback(name: str) -> None:
 
     layout, _ = here()
     api = release.connect(layout)
+    began = time.time()
     done = operations.rollback(layout, name)
     console.print(f"{name} version {done.version} is the champion again: {done.reason}", soft_wrap=True)
     if not done.immediate:
-        release.follow_rollout(layout, api, name, done.version)
+        release.follow_rollout(layout, api, (name, done.version), since=began)

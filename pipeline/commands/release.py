@@ -90,13 +90,13 @@ def follow(layout: Layout, api: AirflowApi, run_id: str, summary_path: Path | No
     Raises:
         SlipwayError: the release, or its rollout, failed.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     state = live.watch(layout, api, RELEASE, run_id)
     if state != "success":
         raise failure(layout, api, RELEASE, run_id)
     report = summary.collect(layout, api, RELEASE, run_id)
     if report.promoted:
-        rollout_id = follow_rollout(layout, api, str(report.model), str(report.version))
+        rollout_id = follow_rollout(layout, api, (str(report.model), str(report.version)), since=began)
         report = report.with_rollout(layout, api, ROLLOUT, rollout_id)
     report = report.model_copy(update={"duration_s": round(time.monotonic() - started, 1)})
     summary.show(report)
@@ -106,8 +106,12 @@ def follow(layout: Layout, api: AirflowApi, run_id: str, summary_path: Path | No
         raise SlipwayError(f"{report.model} version {report.version} was not rolled out: {report.rollout_reason}")
 
 
-def follow_rollout(layout: Layout, api: AirflowApi, name: str, version: str) -> str | None:
-    """Shows the rollout that brings the version, until it ends.
+def follow_rollout(layout: Layout, api: AirflowApi, served: tuple[str, str], *, since: float) -> str | None:
+    """Shows the rollout that brings a version, until it ends.
+
+    Args:
+        served: the model's name and the version.
+        since: seconds since the epoch; a rollout of the version that ended before is another one's.
 
     Returns:
         The id of its DAG run; None if the version served already.
@@ -115,12 +119,13 @@ def follow_rollout(layout: Layout, api: AirflowApi, name: str, version: str) -> 
     Raises:
         SlipwayError: no rollout began.
     """
+    name, version = served
     console.print(f"\nRollout of {name} version {version}", soft_wrap=True)
     deadline = time.monotonic() + ROLLOUT_START_S
     while time.monotonic() < deadline:
         model = read_fleet(layout.home_path).get(name)
         rollout = next((r for r in reversed(model.history) if r.version == version), None) if model else None
-        if rollout and (rollout.outcome == "running" or not _serves(layout, name, version)):
+        if rollout and (rollout.outcome == "running" or rollout.started_at >= since):
             live.watch(layout, api, ROLLOUT, rollout.request_id)
             return rollout.request_id
         if _serves(layout, name, version):

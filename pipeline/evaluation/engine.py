@@ -83,9 +83,11 @@ def open_engine(model_path: Path, *, max_model_len: int, cache_path: Path) -> It
         cache_path: where the engine may keep files of its own.
     """
     _prepare_environment(cache_path)
+    import torch
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    torch.cpu._init_amx()  # the 4-bit kernel needs the permission, see pipeline/fleet/replica_worker.py
     sequences, cache_bytes = kv_cache(model_path, max_model_len)
     llm = LLM(
         model=str(model_path),

@@ -69,6 +69,7 @@ class VllmEngine:
             *("--kv-cache-memory-bytes", str(plan.settings.kv_cache_mib << 20)),
             *("--shutdown-timeout", str(DRAIN_S)),
             *("--middleware", "pipeline.fleet.replica_middleware.Version"),
+            *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
             *("--uvicorn-log-level", "warning"),
             "--enforce-eager",
         )
@@ -87,6 +88,7 @@ class VllmEngine:
                 "VLLM_CPU_OMP_THREADS_BIND": str(plan.core),
                 "VLLM_CACHE_ROOT": str(cache),
                 "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+                "VLLM_HOST_IP": "127.0.0.1",
                 "VLLM_NO_USAGE_STATS": "1",
                 "HF_HUB_OFFLINE": "1",
             },
