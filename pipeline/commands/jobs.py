@@ -9,7 +9,12 @@ from typing import Any
 from pipeline.stack.layout import Layout
 
 TAIL_BYTES = 16_384
-LIBRARY_WARNING = re.compile(r"^\[?[WI]\d{0,4} ?\d|warning", re.IGNORECASE)
+NO_NEWS = re.compile(
+    r"""^\s|^\[?[WIE]\d{4}\ \d|^\d{4}-\d\d-\d\d|^\[?\(?(DEBUG|INFO|WARNING|ERROR|rank|EngineCore|Worker|Gloo)\b
+    |warning|\d+%\||^published\ |^mlflow\ run\ |^error\ \d""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What libraries write to the log, and what the job says for the record."""
 ERROR_LINE = re.compile(r"^error \d+ \w+: ")
 
 
@@ -30,8 +35,8 @@ class JobLog:
             return file.read().decode(errors="replace").splitlines()
 
     def progress(self) -> str:
-        """The last progress line, or else the last line that is no library's warning; "" if there is none."""
-        lines = [line for line in self.tail() if line.strip() and not LIBRARY_WARNING.search(line)]
+        """The last progress line, or else the last that the step itself said; "" if there is none."""
+        lines = [line for line in self.tail() if line.strip() and not NO_NEWS.search(line)]
         found = next((line for line in reversed(lines) if line.startswith("progress ")), "")
         return found.removeprefix("progress ") or (lines[-1] if lines else "")
 

@@ -19,7 +19,15 @@ PROGRESS_EVERY_S = 10.0
 """At least so long between two progress lines of a task where there is no terminal."""
 ENDED = ("success", "failed")
 WAITING = (None, "scheduled", "queued")
-COLOURS = {"success": "green", "failed": "red", "upstream_failed": "red", "skipped": "dim", "up_for_retry": "yellow"}
+ASKS = "awaiting_input"
+COLOURS = {
+    "success": "green",
+    "failed": "red",
+    "upstream failed": "red",
+    "skipped": "dim",
+    "up for retry": "yellow",
+    "awaiting input": "yellow",
+}
 
 
 class TaskView(Contract):
@@ -33,8 +41,12 @@ class TaskView(Contract):
     """Its last progress line."""
 
 
-def watch(layout: Layout, api: AirflowApi, dag_id: str, run_id: str) -> str:
+def watch(layout: Layout, api: AirflowApi, run: tuple[str, str], *, until: str | None = None) -> str:
     """Shows the run until it ends.
+
+    Args:
+        run: the ids of its DAG and its own.
+        until: a task with whose success the run is over for whoever waits, whatever is still tidied up.
 
     Returns:
         Its state: success or failed.
@@ -42,8 +54,10 @@ def watch(layout: Layout, api: AirflowApi, dag_id: str, run_id: str) -> str:
     show = _Table() if console.is_terminal else _Lines()
     with show:
         while True:
-            state = api.run_state(dag_id, run_id)
-            show.update(view(layout, run_id, api.tasks(dag_id, run_id)))
+            state, tasks = api.run_state(*run), api.tasks(*run)
+            show.update(view(layout, run[1], tasks))
+            if any(task["task_id"] == until and task["state"] == "success" for task in tasks):
+                return "success"
             if state in ENDED or not state:
                 return state or "failed"
             time.sleep(POLL_S)
@@ -68,11 +82,11 @@ def _task_view(layout: Layout, run_id: str, task: dict[str, Any]) -> TaskView:
     if state in ("running", "deferred"):
         job = jobs.job_of_task(layout, run_id, task["task_id"])
         note = job.progress() if job else ""
-        if task["task_id"] == "approve" and state == "deferred":
-            note = "waits for a person: open the run in Airflow and approve or reject"
+    elif state == ASKS:
+        note = "waits for a person: open the run in Airflow and approve or reject"
     # A task that has begun and is queued again is on its way back from the triggerer.
     waits = state in WAITING and not task["start_date"]
-    shown = "waiting" if waits else "running" if state in (*WAITING, "deferred") else str(state)
+    shown = "waiting" if waits else "running" if state in (*WAITING, "deferred") else str(state).replace("_", " ")
     return TaskView(task_id=task["task_id"], state=shown, elapsed_s=elapsed_s(task), note=note[:100])
 
 

@@ -91,7 +91,7 @@ def follow(layout: Layout, api: AirflowApi, run_id: str, summary_path: Path | No
         SlipwayError: the release, or its rollout, failed.
     """
     started, began = time.monotonic(), time.time()
-    state = live.watch(layout, api, RELEASE, run_id)
+    state = live.watch(layout, api, (RELEASE, run_id))
     if state != "success":
         raise failure(layout, api, RELEASE, run_id)
     report = summary.collect(layout, api, RELEASE, run_id)
@@ -126,7 +126,8 @@ def follow_rollout(layout: Layout, api: AirflowApi, served: tuple[str, str], *, 
         model = read_fleet(layout.home_path).get(name)
         rollout = next((r for r in reversed(model.history) if r.version == version), None) if model else None
         if rollout and (rollout.outcome == "running" or rollout.started_at >= since):
-            live.watch(layout, api, ROLLOUT, rollout.request_id)
+            # Its last task, `retire`, keeps the replaced replicas warm for a while.
+            live.watch(layout, api, (ROLLOUT, rollout.request_id), until="promote")
             return rollout.request_id
         if _serves(layout, name, version):
             return rollout.request_id if rollout else None

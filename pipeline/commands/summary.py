@@ -154,7 +154,8 @@ def _ref_of(manifest: Manifest, layout: Layout) -> ArtifactRef:
 def _steps(api: AirflowApi, dag_id: str, run_id: str, prefix: str = "") -> Steps:
     """Every task that ended, with the manifest of what it made."""
     found: Steps = {}
-    for task in live.in_order(api.tasks(dag_id, run_id)):
+    ended = [task for task in api.tasks(dag_id, run_id) if task["end_date"]]
+    for task in live.in_order(ended):
         name = task["task_id"]
         ref = api.artifact(dag_id, run_id, name) if task["state"] == "success" and name != "approve" else None
         manifest = artifacts.read_manifest(ref) if ref else None

@@ -21,6 +21,7 @@ from pipeline.fleet.probes import ask, prompts_of
 from pipeline.fleet.state import Deployment, ModelFleet
 
 TICK_S = 0.1
+SAY_EVERY_S = 5.0
 PROBE_TIMEOUT_S = 30.0
 PATIENCE = 5
 """Times `min_requests`: so many requests at most until a step that cannot be told is judged by its rate alone."""
@@ -42,9 +43,10 @@ def shift(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     reason = ""
     for index in range(min(rollout.step, len(steps) - 1), len(steps)):
         model = _set_weight(spec, fleet, index=index, weight=steps[index])
+        fleet.say(f"{steps[index]} % of the traffic: watching for {settings.step_s:g} s or more")
         with Watch.open(fleet, model, settings, prompts) as watch:
             finding, reason, seen = watch.observe()
-        fleet.say(f"step {index + 1} of {len(steps)}, {steps[index]} %: {finding}: {reason}; {seen.probes} were probes")
+        fleet.say(f"{steps[index]} % of the traffic is {finding}: {reason}; {seen.probes} were probes")
         if finding != "healthy":
             model = _take_back(spec, fleet, f"at {steps[index]} % of the traffic: {reason}")
             return _result(spec, model, outcome="unhealthy", reason=reason, seen=seen)
@@ -137,12 +139,16 @@ class Watch:
     def observe(self) -> tuple[Finding, str, Observation]:
         """Looks for `step_s` seconds, longer while the figures are too few, shorter once errors are certain."""
         wanted = max(self.settings.min_requests, MIN_LATENCIES)
+        said = self.started
         while True:
             if not self.fleet.is_newest(self.model.name, self.model.generation):
                 raise Superseded
             seen = self.observed()
             elapsed = time.monotonic() - self.started
             finding, reason = self._judge(seen)
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                self.fleet.say(f"{self.weight} % of the traffic: {seen.requests} requests, {seen.errors} errors")
             enough = elapsed >= self.settings.step_s and seen.requests >= wanted and self.probes >= MIN_LATENCIES
             if self._errors_are_certain(seen) or (enough and finding != "undecided"):
                 return finding, reason, seen
@@ -153,6 +159,11 @@ class Watch:
                 self._probe()
             else:
                 time.sleep(TICK_S)
+
+    @property
+    def weight(self) -> int:
+        """The canary's share of the traffic, in per cent."""
+        return self.model.weights.get(self.canary.generation, 0)
 
     def observed(self) -> Observation:
         """What was seen since the step began."""

@@ -11,7 +11,8 @@ def write_job(home: Path, name: str, log: str, *, task: str = "finetune", run: s
     folder = home / "jobs" / name
     folder.mkdir(parents=True)
     labels = {"dag_id": "release", "run_id": run, "task_id": task, "step": task}
-    request = {"job_id": name, "labels": labels, "log_offset": log.find("|") + 1, "submitted_at": at}
+    offset = log.find("==") + 2 if "==" in log else 0
+    request = {"job_id": name, "labels": labels, "log_offset": offset, "submitted_at": at}
     (folder / "request.json").write_text(json.dumps(request))
     (folder / "log").write_text(log)
 
@@ -43,7 +44,7 @@ def test_the_last_progress_line_is_shown(tmp_path: Path) -> None:
 
 def test_only_the_newest_attempt_is_read(tmp_path: Path) -> None:
     """The log holds all attempts; the request says where this one begins."""
-    write_job(tmp_path, "a", "progress 9/9 100%\n|begin\n")
+    write_job(tmp_path, "a", "progress 9/9 100%\n==begin\n")
     assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "begin"
 
 
@@ -53,9 +54,19 @@ def test_the_error_line_is_found_under_what_follows_it(tmp_path: Path) -> None:
     assert jobs.find_jobs(Layout(tmp_path))[0].error() == "error 65 DataError: row 3 is empty"
 
 
-def test_a_librarys_warning_is_no_progress(tmp_path: Path) -> None:
-    """What the step itself said last is worth more."""
-    write_job(
-        tmp_path, "a", "loading the model\nW1120 22:32:23.854000 9472 triton.py:53] Tr\n[W1120 22:3 utils.cpp] x\n"
-    )
-    assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "loading the model"
+def test_only_what_the_step_said_is_shown(tmp_path: Path) -> None:
+    """Not libraries' lines, nor where the artifact went."""
+    noise = [
+        "W1120 22:32:23.854000 9472 triton.py:53] Tr",
+        "[W1120 22:32:23.8 utils.cpp] x",
+        "/venv/torch/x.py:3: UserWarning: something is deprecated",
+        "  warnings.warn(",
+        "INFO 11-20 22:50:00 [core.py:1] Initializing",
+        "(EngineCore pid=9) INFO 11-20 22:50:00 loading",
+        "2026-11-20T22:55:55.123 | reset | INFO - Compression lifecycle reset",
+        "Calibrating:  50%|#####     | 1/2",
+        "mlflow run e9ec in experiment 'x' at http://127.0.0.1:1",
+        "published file:///store/x digest 12 (0.1 s)",
+    ]
+    write_job(tmp_path, "a", "\n".join(["25 % of the traffic: 20 requests, 0 errors", *noise]) + "\n")
+    assert jobs.find_jobs(Layout(tmp_path))[0].progress() == "25 % of the traffic: 20 requests, 0 errors"

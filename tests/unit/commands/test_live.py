@@ -35,8 +35,25 @@ def test_a_finished_task_keeps_its_time(tmp_path: Path) -> None:
 
 def test_an_approval_says_who_has_to_act(tmp_path: Path) -> None:
     """Nothing else would show that a person is waited for."""
-    (found,) = live.view(Layout(tmp_path), "r", [task("approve", "deferred")])
-    assert "person" in found.note
+    (found,) = live.view(Layout(tmp_path), "r", [task("approve", "awaiting_input")])
+    assert (found.state, "person" in found.note) == ("awaiting input", True)
+    (skipped_soon,) = live.view(Layout(tmp_path), "r", [task("approve", "running")])
+    assert skipped_soon.note == ""
+
+
+class Rollout:
+    """Airflow, of whose run one task is done and another goes on for long."""
+
+    def run_state(self, *run: str) -> str:
+        return "running"
+
+    def tasks(self, *run: str) -> list[dict[str, Any]]:
+        return [task("promote", "success"), task("retire", "deferred")]
+
+
+def test_whoever_waits_for_a_rollout_need_not_wait_for_its_tidying_up(tmp_path: Path) -> None:
+    """`retire` keeps the old replicas warm, for minutes; the new version serves before."""
+    assert live.watch(Layout(tmp_path), Rollout(), ("rollout", "r"), until="promote") == "success"  # type: ignore[arg-type]
 
 
 def test_durations_and_sizes_are_short() -> None:
