@@ -5,6 +5,7 @@ model has begun. Reads the registry's `champion`; writes the fleet's state, the 
 `serving` and (rolling back) `champion`, and the version's tags.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +201,7 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
 
     model = fleet.change(spec.name, spec.generation, intend)
     deployment = model.deployment(spec.generation) or fresh
+    cores = sorted(os.sched_getaffinity(0))
     plans = [
         ReplicaPlan(
             replica=replica,
@@ -208,7 +210,7 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
             generation=spec.generation,
             bundle_path=bundle_path,
             settings=settings,
-            core=index,
+            core=cores[index % len(cores)],
         )
         for index, replica in enumerate(deployment.replicas)
     ]
