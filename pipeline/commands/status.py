@@ -30,11 +30,13 @@ def collect(layout: Layout) -> dict[str, Any]:
         SpecError: the stack was never started here.
     """
     ports, credentials = layout.ports(), layout.credentials()
-    fleet = read_fleet(layout.home_path)
-    models = {name: _model(layout, name, fleet.get(name)) for name in _names(layout, fleet)}
+    fleet, champions = read_fleet(layout.home_path), champion_versions(layout)
+    names = sorted({*fleet, *(champions or {})})
+    models = {name: _model(name, champions, fleet.get(name)) for name in names}
     newest = models.get(rolled_out_last(fleet) or next(iter(models), ""), {})
     return {
         "champion": newest.get("champion"),
+        "champions_known": champions is not None,
         "serving": newest.get("serving"),
         "replicas": newest.get("replicas", []),
         "gateway": f"http://127.0.0.1:{ports.gateway}",
@@ -62,7 +64,7 @@ def show_tables(found: dict[str, Any]) -> None:
     console.print(processes if found["processes"] else "The stack is down: `./slipway up` starts it.")
     console.print()
     for name, model in found["models"].items():
-        console.print(_model_line(name, model), soft_wrap=True)
+        console.print(_model_line(name, model, champions_known=found["champions_known"]), soft_wrap=True)
         for replica in model["replicas"]:
             health = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}
             console.print(
@@ -70,7 +72,9 @@ def show_tables(found: dict[str, Any]) -> None:
                 f"  {replica['weight']:g} % of the traffic",
                 soft_wrap=True,
             )
-    if not found["models"]:
+    if not found["champions_known"]:
+        console.print("MLflow does not answer, so which version is the champion is not known.", soft_wrap=True)
+    elif not found["models"]:
         console.print("No model is registered yet: `./slipway release demo` makes one.")
     console.print()
     console.print(
@@ -80,14 +84,24 @@ def show_tables(found: dict[str, Any]) -> None:
     console.print(f"Gateway  {found['gateway']}  (key {found['api_key']})", soft_wrap=True)
 
 
-def champion_version(layout: Layout, name: str) -> str | None:
-    """The version that the alias `champion` names; None if there is none or MLflow does not answer."""
-    alias = _mlflow(layout, "registered-models/alias", {"name": name, "alias": "champion"})
-    return str(alias["model_version"]["version"]) if alias else None
+def champion_versions(layout: Layout) -> dict[str, str | None] | None:
+    """Of every registered model, the version that the alias `champion` names; None while MLflow does not answer.
+
+    By MLflow's REST API, since importing its client takes longer than everything else here.
+    """
+    url = f"{mlflow_part.tracking_uri(layout)}/api/2.0/mlflow/registered-models/search"
+    found = loopback.read_json(url, {"max_results": "1000"})
+    if found is None:
+        return None
+    return {model["name"]: _champion(model.get("aliases", [])) for model in found.get("registered_models", [])}
 
 
-def _model(layout: Layout, name: str, view: ModelView | None) -> dict[str, Any]:
-    champion = champion_version(layout, name)
+def _champion(aliases: list[dict[str, str]]) -> str | None:
+    return next((alias["version"] for alias in aliases if alias["alias"] == "champion"), None)
+
+
+def _model(name: str, champions: dict[str, str | None] | None, view: ModelView | None) -> dict[str, Any]:
+    champion = (champions or {}).get(name)
     serving = view.serving if view else None
     return {
         "champion": {"name": name, "version": champion} if champion else None,
@@ -97,27 +111,16 @@ def _model(layout: Layout, name: str, view: ModelView | None) -> dict[str, Any]:
     }
 
 
-def _model_line(name: str, model: dict[str, Any]) -> str:
-    champion = model["champion"]["version"] if model["champion"] else "none"
+def _model_line(name: str, model: dict[str, Any], *, champions_known: bool) -> str:
+    nobody = "none" if champions_known else "not known"
+    champion = model["champion"]["version"] if model["champion"] else nobody
     serving = model["serving"]
     served = f"version {serving['version']} (generation {serving['generation']})" if serving else "nothing"
     canary = f", canary version {model['canary']}" if model["canary"] else ""
     return f"[bold]{name}[/bold]  champion {champion}, serving {served}{canary}"
 
 
-def _names(layout: Layout, fleet: dict[str, ModelView]) -> list[str]:
-    registered = _mlflow(layout, "registered-models/search", {"max_results": "1000"}) or {}
-    return sorted({model["name"] for model in registered.get("registered_models", [])} | set(fleet))
-
-
 def rolled_out_last(fleet: dict[str, ModelView]) -> str | None:
     """The model whose rollout began last."""
     rolled_out = [model for model in fleet.values() if model.history]
     return max(rolled_out, key=lambda model: model.history[-1].started_at).name if rolled_out else None
-
-
-def _mlflow(layout: Layout, method: str, params: dict[str, str]) -> dict[str, Any] | None:
-    """MLflow's REST API, since importing its client takes longer than everything else here."""
-    url = f"{mlflow_part.tracking_uri(layout)}/api/2.0/mlflow/{method}"
-    found: dict[str, Any] | None = loopback.read_json(url, params)
-    return found
