@@ -54,8 +54,12 @@ def code_version(root: Path = ROOT) -> str:
 
 @functools.cache
 def environment_digest() -> str:
-    """Over the names and versions of every installed package."""
-    installed = sorted({f"{dist.name.lower()}=={dist.version}" for dist in metadata.distributions()})
+    """Over the names and versions of every installed package.
+
+    A half-removed package leaves a folder without a name behind: no import finds it, and it counts for nothing.
+    """
+    found = ((dist.metadata["Name"], dist.metadata["Version"]) for dist in metadata.distributions())
+    installed = sorted({f"{name.lower()}=={version}" for name, version in found if name})
     return hashlib.sha256("\n".join(installed).encode()).hexdigest()
 
 

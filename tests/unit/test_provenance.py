@@ -57,6 +57,18 @@ def test_the_digest_of_the_environment_is_stable() -> None:
     assert environment_digest() == before
 
 
+def test_what_a_half_removed_package_left_behind_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of metadata without a name."""
+    before = environment_digest()
+    environment_digest.cache_clear()
+    (tmp_path / "gone-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert environment_digest() == before
+
+
 def test_the_inputs_of_a_spec_are_found_at_any_depth() -> None:
     """Each once, and what is left out is left out."""
     train, suite = (FileRef(uri=f"file:///{n}", digest=n * 64, size_bytes=1) for n in "12")
