@@ -37,8 +37,10 @@ def served_model(layout: Layout, name: str | None) -> str:
     fleet = read_fleet(layout.home_path)
     served = sorted(model.name for model in fleet.values() if model.serving)
     wanted = name or rolled_out_last(fleet)
+    if not served:
+        raise SpecError("no model is served yet: `./slipway release demo` releases one, `./slipway status` shows it")
     if wanted not in served:
-        raise SpecError(f"no model {wanted or ''} is served; served are: {', '.join(served) or 'none'}")
+        raise SpecError(f"no model {wanted} is served; served are: {', '.join(served)}")
     return str(wanted)
 
 

@@ -5,6 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from pipeline.stack import processes
 from pipeline.stack.layout import Credentials, Layout
 from pipeline.stack.supervisor import Supervisor
@@ -42,6 +44,13 @@ class RunningStack:
     @property
     def gateway_url(self) -> str:
         return f"http://127.0.0.1:{self.layout.ports().gateway}"
+
+    def airflow(self) -> httpx.Client:
+        """Airflow's REST API, logged in."""
+        who = {"username": self.credentials.airflow_user, "password": self.credentials.airflow_password}
+        token = httpx.post(f"{self.airflow_url}/auth/token", json=who).json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=f"{self.airflow_url}/api/v2", headers=headers, timeout=60)
 
     def slipway(self, *arguments: str, timeout_s: float = UP_TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
         """Runs the command line in this stack's home; its exit code is the caller's to look at."""

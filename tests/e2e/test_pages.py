@@ -1,0 +1,98 @@
+"""What people see: Airflow's trigger form and graph, MLflow's page of a version. With a real browser.
+
+Comes after test_release.py, whose first release is looked at; see conftest.py. Screenshots of all pages lie in pytest's
+temporary folder (`--basetemp`), below pages0.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import Browser
+from playwright.sync_api import Page, expect
+from releases import MODEL
+from running_stack import RunningStack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium"), pytest.mark.needs("data"), pytest.mark.timeout(1200)]
+
+FIELDS = {
+    "Recipe": "What to release: the name of a recipe",
+    "Training data": "Where the training rows are",
+    "Held-out data": "Where the held-out rows are",
+    "Overrides": "Recipe fields to change for this run, by dotted name",
+}
+TASKS = (
+    *("plan", "validate", "finetune", "evaluate", "compress", "evaluate_compressed"),
+    *("register", "approve", "promote"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser whose user is logged in to Airflow, through the page."""
+    with Browser(tmp_path_factory.mktemp("pages")) as found:
+        page = found.open(stack.airflow_url)
+        page.get_by_label("Username").fill(stack.credentials.airflow_user)
+        page.locator("input[type=password]").fill(stack.credentials.airflow_password)
+        page.locator("button[type=submit]").click()
+        page.wait_for_url(lambda url: "login" not in url)
+        page.close()
+        yield found
+
+
+def open_form(browser: Browser, stack: RunningStack) -> Page:
+    page = browser.open(f"{stack.airflow_url}/dags/release")
+    page.get_by_role("button", name="Trigger").first.click()
+    expect(page.get_by_text("Training data", exact=True)).to_be_visible()
+    return page
+
+
+def test_the_trigger_form_has_typed_fields_that_explain_themselves(stack: RunningStack, browser: Browser) -> None:
+    """In the order in which people fill them in."""
+    page = open_form(browser, stack)
+    for title, description in FIELDS.items():
+        expect(page.get_by_text(description)).to_be_visible()
+        expect(page.get_by_text(title, exact=True)).to_be_visible()
+    tops = [page.get_by_text(title, exact=True).bounding_box() for title in FIELDS]
+    heights = [box["y"] for box in tops if box]
+    assert heights == sorted(heights)
+    browser.screenshot(page, "trigger-form")
+    page.close()
+
+
+def test_the_trigger_form_refuses_a_bad_value(stack: RunningStack, browser: Browser) -> None:
+    """The message stands in the form, and no run is started."""
+    with stack.airflow() as airflow:
+        before = airflow.get("/dags/release/dagRuns").json()["total_entries"]
+        page = open_form(browser, stack)
+        page.locator("input[name=element_dataset_uri]").fill("ftp://somewhere/rows.csv")
+        page.get_by_role("button", name="Trigger").last.click()
+        expect(page.get_by_text("Invalid input for param dataset_uri: 'ftp://somewhere/rows.csv'")).to_be_visible()
+        browser.screenshot(page, "refused-value")
+        assert airflow.get("/dags/release/dagRuns").json()["total_entries"] == before
+    page.close()
+
+
+def test_the_graph_of_a_release_shows_every_task(
+    stack: RunningStack, browser: Browser, first_release: dict[str, Any]
+) -> None:
+    """And so does the grid."""
+    page = browser.open(f"{stack.airflow_url}/dags/release/runs/{first_release['run_id']}")
+    for name in TASKS:
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+    browser.screenshot(page, "grid")
+    page.get_by_role("button", name="Show Graph").click()
+    for name in TASKS:
+        expect(page.locator(".react-flow__node").get_by_text(name, exact=True)).to_be_visible()
+    browser.screenshot(page, "graph")
+    page.close()
+
+
+def test_mlflows_page_of_the_version_says_what_it_is(
+    stack: RunningStack, browser: Browser, first_release: dict[str, Any]
+) -> None:
+    """The aliases, and the tags that name the bundle and where it comes from."""
+    page = browser.open(f"{stack.mlflow_url}/#/models/{MODEL}/versions/{first_release['version']}")
+    expect(page.get_by_text("slipway.bundle_digest").first).to_be_visible()
+    browser.screenshot(page, "registered-version")
+    page.close()
