@@ -1,6 +1,7 @@
-"""How the sum at the end of `make test` is counted."""
+"""What `make test` runs, and how the sum at its end is counted."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -8,17 +9,72 @@ SETUP = Path(__file__).resolve().parents[3] / "infra" / "setup"
 REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"></testsuite></testsuites>'
 
 
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SETUP))
+    import check
+
+    return check
+
+
 @pytest.mark.parametrize(
     ("figures", "counted"),
     [((5, 0, 0, 0), (5, 0)), ((5, 1, 1, 0), (3, 2)), ((5, 0, 0, 2), (3, 2)), ((0, 0, 0, 0), (0, 0))],
 )
 def test_failures_errors_and_skips_count_as_failed(
-    figures: tuple[int, ...], counted: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    figures: tuple[int, ...], counted: tuple[int, int], tmp_path: Path, check: ModuleType
 ) -> None:
     """Nothing may hide behind a skip."""
-    monkeypatch.syspath_prepend(str(SETUP))
-    import check
-
     report = tmp_path / "report.xml"
     report.write_text(REPORT.format(*figures))
     assert check.count(report) == counted
+
+
+def test_every_test_file_runs_in_one_suite(check: ModuleType) -> None:
+    """None is forgotten, none runs twice."""
+    for path in (SETUP.parents[1] / "tests").rglob("test_*.py"):
+        name = path.relative_to(SETUP.parents[1])
+        suites = [
+            suite
+            for suite in check.SUITES
+            if any(name.is_relative_to(inside) for inside in suite.paths)
+            and not any(name.is_relative_to(outside) for outside in suite.left_to_others)
+        ]
+        assert len(suites) == 1, f"{name} runs in {suites}"
+
+
+@pytest.mark.parametrize(
+    ("suites", "faults", "last_line", "code"),
+    [
+        ([(5, 0), (7, 0)], 0, "12 passed, 0 failed", 0),
+        ([(5, 0), (7, 1)], 0, "12 passed, 1 failed", 1),
+        ([(5, 0)], 2, "5 passed, 2 failed", 1),
+        ([(0, 0)], 0, "0 passed, 0 failed", 1),
+    ],
+)
+def test_the_last_line_is_the_sum_and_nothing_run_is_no_success(
+    suites: list[tuple[int, int]],
+    faults: int,
+    last_line: str,
+    code: int,
+    check: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Of all suites, with the faults that lint finds."""
+    monkeypatch.setattr(check, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(check, "SUITES", suites)
+    monkeypatch.setattr(check, "lint", lambda: faults)
+    monkeypatch.setattr(check, "run", lambda suite: suite)
+    monkeypatch.setattr(check.sys, "argv", ["check.py"])
+    assert check.main() == code
+    assert capsys.readouterr().out.splitlines()[-1] == last_line
+
+
+def test_a_suite_that_collects_nothing_is_a_failure(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when its folder is gone or every test of it was left out."""
+    monkeypatch.setattr(check, "REPORTS", tmp_path)
+    assert check.run(check.Suite("control", "unit", (str(tmp_path),))) == (0, 1)
