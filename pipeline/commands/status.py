@@ -66,7 +66,11 @@ def show_tables(found: dict[str, Any]) -> None:
     for name, model in found["models"].items():
         console.print(_model_line(name, model, champions_known=found["champions_known"]), soft_wrap=True)
         for replica in model["replicas"]:
-            health = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}
+            health = {
+                True: "[green]healthy[/green]",
+                False: "[red]unhealthy[/red]",
+                None: "[dim]not in the gateway[/dim]",
+            }
             console.print(
                 f"  {replica['id']}  version {replica['version']}  {health[replica['healthy']]}"
                 f"  {replica['weight']:g} % of the traffic",

@@ -163,7 +163,7 @@ class ReplicaView(Contract):
     generation: int
     port: int
     healthy: bool | None
-    """As the gateway sees it now; None if the gateway does not answer."""
+    """As the gateway sees it now; None if the gateway does not answer, or was not told of it yet."""
     weight: float
     """Per cent of the model's traffic."""
 
@@ -217,7 +217,7 @@ def _view(model: ModelFleet, health: dict[int, bool] | None) -> ModelView:
             version=deployment.version,
             generation=deployment.generation,
             port=replica.port,
-            healthy=None if health is None else health.get(replica.port, False),
+            healthy=health.get(replica.port, False) if health is not None and deployment.routed else None,
             weight=model.replica_weight(deployment),
         )
         for deployment in model.deployments
