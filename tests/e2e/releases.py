@@ -39,9 +39,10 @@ def flags(rows: Rows, **overrides: object) -> list[str]:
 
 
 def release(stack: RunningStack, rows: Rows, summary: Path, **overrides: object) -> dict[str, Any]:
-    """A whole release, to its end; its summary."""
+    """A whole release, to its end; its summary. What the command printed stays beside it."""
     arguments = ("release", MODEL, *flags(rows, **overrides), "--json", str(summary))
     done = stack.slipway(*arguments, timeout_s=LIMIT_S)
+    summary.with_suffix(".txt").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(summary.read_text()))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from browser import Browser
 from playwright.sync_api import Page, expect
-from releases import MODEL
+from releases import MODEL, status
 from running_stack import RunningStack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium"), pytest.mark.needs("data"), pytest.mark.timeout(1200)]
@@ -88,11 +88,14 @@ def test_the_graph_of_a_release_shows_every_task(
     page.close()
 
 
-def test_mlflows_page_of_the_version_says_what_it_is(
-    stack: RunningStack, browser: Browser, first_release: dict[str, Any]
-) -> None:
-    """The aliases, and the tags that name the bundle and where it comes from."""
-    page = browser.open(f"{stack.mlflow_url}/#/models/{MODEL}/versions/{first_release['version']}")
-    expect(page.get_by_text("slipway.bundle_digest").first).to_be_visible()
+def test_mlflows_page_of_the_champion_says_what_it_is(stack: RunningStack, browser: Browser) -> None:
+    """The aliases, the scores, and the tags that name the bundle and where it comes from."""
+    version = status(stack)["champion"]["version"]
+    page = browser.open(f"{stack.mlflow_url}/#/models/{MODEL}/versions/{version}")
+    for alias in ("champion", "serving"):
+        expect(page.get_by_text(alias, exact=True).first).to_be_visible()
+    for tag in ("slipway.bundle_digest", "slipway.promoted_by", "slipway.rollout"):
+        expect(page.get_by_text(tag, exact=True).first).to_be_visible()
+    expect(page.get_by_role("heading", name="Scores")).to_be_visible()
     browser.screenshot(page, "registered-version")
     page.close()

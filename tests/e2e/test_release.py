@@ -5,16 +5,17 @@ The tests of this file build on each other, in their order.
 
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from clients import VERSION_HEADER, ask, constant_clients
-from releases import LIMIT_S, MODEL, Rows, release, serving, status, wait_until
+from releases import MODEL, Rows, release, serving, status, wait_until
 from running_stack import RunningStack
 
+from pipeline.fleet.state import read_fleet
 from pipeline.stack import processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("data"), pytest.mark.timeout(1200)]
@@ -50,89 +51,101 @@ def test_the_same_release_again_reuses_what_is_finished(
     stack: RunningStack, slice_of_banking77: Rows, tmp_path: Path
 ) -> None:
     """Nothing is trained or registered anew, and the version that serves stays."""
-    manifests = finetuned(stack)
-    release(stack, slice_of_banking77, tmp_path / "summary.json")
-    assert finetuned(stack) == manifests
-    assert serving(stack) == "1"
+    before, trained = serving(stack), trainings(stack)
+    summary = release(stack, slice_of_banking77, tmp_path / "summary.json")
+    assert (summary["version"], serving(stack)) == (before, before)
+    assert trainings(stack) == trained
 
 
 def test_a_release_survives_kills_and_its_rollout_fails_no_client(
     stack: RunningStack, slice_of_banking77: Rows, tmp_path: Path
 ) -> None:
-    """kill -9 of a training rank, the scheduler, the triggerer and MLflow on the way to version 2."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            release(stack, slice_of_banking77, tmp_path / "summary.json", **{"finetune.seed": 1, "finetune.epochs": 2})
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
-            failed.append(error)
-
-    going = threading.Thread(target=run)
-    with constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL) as load:
-        going.start()
-        checkpoints = stack.home_path / "work" / "finetune"
-        wait_until(lambda: any(checkpoints.glob("*/node-*/checkpoints/step-*")) or not going.is_alive(), "a checkpoint")
+    """kill -9 of a training rank, the scheduler, the triggerer and MLflow on the way to the next version."""
+    before = serving(stack)
+    changes = {"finetune.seed": 1, "finetune.epochs": 2, "compress.ladder": "[none]"}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL) as load,
+    ):
+        going = pool.submit(release, stack, slice_of_banking77, tmp_path / "summary.json", **changes)
+        kept = stack.home_path / "work" / "finetune"
+        wait_until(lambda: any(kept.glob("*/node-*/checkpoints/step-*")) or going.done(), "a checkpoint")
+        assert not going.done(), going.result()
         os.kill(training_rank(stack), signal.SIGKILL)
         for name in ("airflow-scheduler", "airflow-triggerer", "mlflow"):
-            state = stack.supervisor.state(name)
-            assert state is not None
-            assert state.pid
-            os.kill(state.pid, signal.SIGKILL)
-        going.join(LIMIT_S)
-    assert not failed, failed
-    assert serving(stack) == "2"
+            os.kill(pid_of(stack, name), signal.SIGKILL)
+        version = going.result()["version"]
+    assert version != before
+    assert serving(stack) == version
     assert load.failures == []
-    assert load.answers.keys() == {"1", "2"}
+    assert load.answers.keys() == {before, version}
 
 
 def test_rolling_back_to_warm_replicas_takes_a_weight_change(stack: RunningStack) -> None:
     """No replica starts and no client notices; the registry says the same afterwards."""
-    before = {state.name: state.pid for state in stack.supervisor.states() if state.name.startswith("replica-")}
+    now, warm = str(serving(stack)), str(replaced(stack))
+    before = replicas(stack)
     with constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL) as load:
-        wait_until(lambda: load.answers["2"] > 5, "answers of version 2")
+        wait_until(lambda: load.answers[now] > 5, "answers of the version that serves")
         done = stack.slipway("rollback", MODEL)
         assert done.returncode == 0, done.stdout + done.stderr
-        wait_until(lambda: load.answers["1"] > 5, "answers of version 1")
+        wait_until(lambda: load.answers[warm] > 5, "answers of the version before")
     assert load.failures == []
-    assert status(stack)["champion"]["version"] == "1"
-    after = {state.name: state.pid for state in stack.supervisor.states() if state.name.startswith("replica-")}
-    assert after.keys() <= before.keys()
-    assert all(before[name] == pid for name, pid in after.items())
+    assert status(stack)["champion"]["version"] == warm
+    assert replicas(stack).items() <= before.items()
 
 
 def test_setting_the_alias_in_mlflow_is_enough(stack: RunningStack) -> None:
     """The fleet follows the registry's own API, without a failed request and without anything else being done."""
+    wanted = str(replaced(stack))
     with constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL) as load:
         moved = httpx.post(
             f"{stack.mlflow_url}/api/2.0/mlflow/registered-models/alias",
-            json={"name": MODEL, "alias": "champion", "version": "2"},
+            json={"name": MODEL, "alias": "champion", "version": wanted},
         )
         assert moved.status_code == 200, moved.text
-        wait_until(lambda: serving(stack) == "2", "version 2 serving")
-        wait_until(lambda: ask(stack.gateway_url, stack.credentials.api_key, MODEL).headers[VERSION_HEADER] == "2", "2")
+        wait_until(lambda: serving(stack) == wanted, f"version {wanted} serves")
+        seen = load.answers.total()
+        wait_until(lambda: load.answers.total() > seen + 10, "answers afterwards")
     assert load.failures == []
+    assert ask(stack.gateway_url, stack.credentials.api_key, MODEL).headers[VERSION_HEADER] == wanted
 
 
 def test_a_killed_replica_and_a_killed_gateway_come_back(stack: RunningStack) -> None:
     """A replica's death is hidden by the other; Envoy is back with the same configuration."""
-    name = next(state for state in stack.supervisor.states() if state.name.startswith(f"replica-{MODEL}-v2"))
-    assert name.pid
+    version = str(serving(stack))
+    pid = next(pid for name, pid in replicas(stack).items() if name.startswith(f"replica-{MODEL}-v{version}-"))
     with constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL) as load:
-        wait_until(lambda: load.answers["2"] > 5, "answers")
-        os.kill(name.pid, signal.SIGKILL)
-        seen = load.answers["2"]
-        wait_until(lambda: load.answers["2"] > seen + 50, "answers after the kill")
+        wait_until(lambda: load.answers[version] > 5, "answers")
+        os.kill(pid, signal.SIGKILL)
+        seen = load.answers[version]
+        wait_until(lambda: load.answers[version] > seen + 50, "answers after the kill")
     assert load.failures == []
-    envoy = stack.supervisor.state("gateway")
-    assert envoy is not None
-    assert envoy.pid
-    os.kill(envoy.pid, signal.SIGKILL)
+    os.kill(pid_of(stack, "gateway"), signal.SIGKILL)
     wait_until(lambda: answers(stack), "the gateway answers again")
-    assert ask(stack.gateway_url, stack.credentials.api_key, MODEL).headers[VERSION_HEADER] == "2"
+    assert ask(stack.gateway_url, stack.credentials.api_key, MODEL).headers[VERSION_HEADER] == version
 
 
-def finetuned(stack: RunningStack) -> dict[Path, int]:
+def pid_of(stack: RunningStack, program: str) -> int:
+    state = stack.supervisor.state(program)
+    assert state is not None
+    assert state.pid
+    return state.pid
+
+
+def replicas(stack: RunningStack) -> dict[str, int]:
+    """Name to pid."""
+    states = stack.supervisor.states()
+    return {state.name: state.pid for state in states if state.pid and state.name.startswith("replica-")}
+
+
+def replaced(stack: RunningStack) -> str | None:
+    """The version that served before, whose replicas are still warm."""
+    previous = read_fleet(stack.home_path)[MODEL].previous
+    return previous.version if previous else None
+
+
+def trainings(stack: RunningStack) -> dict[Path, int]:
     """The artifacts of all trainings, and when each was finished."""
     manifests = (stack.home_path / "store" / "finetune").glob("*/manifest.json")
     return {path: path.stat().st_mtime_ns for path in manifests}
