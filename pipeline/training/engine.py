@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.contracts.recipe import Finetune
+from pipeline.imports import hide
+from pipeline.settings import set_for_libraries
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MAX_BUCKET_ELEMENTS = 50_000_000
@@ -20,6 +22,9 @@ def join(rank: int, world_size: int) -> None:
     The rank is ours, not torchrun's: torchrun numbers nodes in the order of their addresses and process ids, so after
     a restart a node could find another node's optimizer state on its disk.
     """
+    if not torch.cuda.is_available():
+        set_for_libraries({"DS_ACCELERATOR": "cpu"})
+    hide("mlflow")  # DeepSpeed's autotuner, which nobody asked for, imports it for a second
     import deepspeed
     import deepspeed.ops
 

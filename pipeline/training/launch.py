@@ -98,15 +98,7 @@ def worker_environment(plan: TrainingPlan) -> dict[str, str]:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "MPLCONFIGDIR": str(plan.fault_path.parent / "matplotlib"),
     }
-    if not _has_cuda():
-        changes["DS_ACCELERATOR"] = "cpu"
     return child_environment(changes)
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def run(command: list[str], plan: TrainingPlan, log_folder: Path) -> None:
