@@ -84,15 +84,13 @@ def test_banking77_keeps_the_rules_of_its_recipe(tmp_path: Path, real_data_path:
 
 def test_a_million_rows_are_validated_in_bounded_memory(tmp_path: Path) -> None:
     """In one pass over the file."""
-    dice = random.Random(0)
     path = tmp_path / "train.jsonl"
+    form = json.dumps(chat("%d %.17f " * 3, "answer %d"))
+    dice = random.Random(0)
     with path.open("w") as file:
-        for start in range(0, MILLION, 10_000):
-            rows = [
-                chat(f"{number} {dice.random():.17f} " * 3, f"answer {number % 50}")
-                for number in range(start, start + 10_000)
-            ]
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        for number in range(MILLION):
+            drawn = dice.random()
+            file.write(form % (number, drawn, number, drawn, number, drawn, number % 50) + "\n")
     assert path.stat().st_size > 150e6
     spec = validate_spec(path, write_jsonl(tmp_path / "eval.jsonl", good_rows(100, "eval")), max_tokens=200)
     done, folder = run_cli(spec, tmp_path / "home")
