@@ -41,23 +41,24 @@ class TaskView(Contract):
     """Its last progress line."""
 
 
-def watch(layout: Layout, api: AirflowApi, run: tuple[str, str], *, until: str | None = None) -> str:
+def watch(layout: Layout, api: AirflowApi, run: tuple[str, str], *, until: tuple[str, ...] = ()) -> str:
     """Shows the run until it ends.
 
     Args:
         run: the ids of its DAG and its own.
-        until: a task with whose success the run is over for whoever waits, whatever is still tidied up.
+        until: tasks; once one of them has ended, all is decided, and what is still tidied up is not waited for.
 
     Returns:
-        Its state: success or failed.
+        Its state, or that of the task that decided: success or failed.
     """
     show = _Table() if console.is_terminal else _Lines()
     with show:
         while True:
             state, tasks = api.run_state(*run), api.tasks(*run)
             show.update(view(layout, run[1], tasks))
-            if any(task["task_id"] == until and task["state"] == "success" for task in tasks):
-                return "success"
+            decided = next((task for task in tasks if task["task_id"] in until and task["state"] in ENDED), None)
+            if decided:
+                return str(decided["state"])
             if state in ENDED or not state:
                 return state or "failed"
             time.sleep(POLL_S)

@@ -127,10 +127,11 @@ def follow_rollout(layout: Layout, api: AirflowApi, served: tuple[str, str], *, 
         rollout = next((r for r in reversed(model.history) if r.version == version), None) if model else None
         if rollout and (rollout.outcome == "running" or rollout.started_at >= since):
             # Its last task, `retire`, keeps the replaced replicas warm for a while.
-            live.watch(layout, api, (ROLLOUT, rollout.request_id), until="promote")
+            live.watch(layout, api, (ROLLOUT, rollout.request_id), until=("promote", "roll_back"))
             return rollout.request_id
         if _serves(layout, name, version):
-            return rollout.request_id if rollout else None
+            console.print("It is served already.")
+            return None
         time.sleep(POLL_S)
     raise SlipwayError(
         f"no rollout of {name} version {version} began within {ROLLOUT_START_S:.0f} s: look at the DAG `{ROLLOUT}` in"
