@@ -31,8 +31,8 @@ class Load:
 
 
 @contextmanager
-def constant_clients(gateway_url: str, key: str, model: str, *, count: int = 2) -> Iterator[Load]:
-    """`count` clients that ask one question after the other until the block ends."""
+def constant_clients(gateway_url: str, key: str, model: str, *, count: int = 2, pause_s: float = 0.1) -> Iterator[Load]:
+    """`count` clients that ask one question after the other until the block ends, with a pause between two."""
     load, ended = Load(), threading.Event()
 
     def run() -> None:
@@ -46,7 +46,7 @@ def constant_clients(gateway_url: str, key: str, model: str, *, count: int = 2) 
                 load.answers[answer.headers[VERSION_HEADER]] += 1
             else:
                 load.failures.append(f"{answer.status_code}: {answer.text}")
-            ended.wait(0.05)
+            ended.wait(pause_s)
 
     threads = [threading.Thread(target=run) for _ in range(count)]
     for thread in threads:
