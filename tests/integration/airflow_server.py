@@ -189,6 +189,7 @@ class AirflowServer:
             "core.execution_api_server_url": f"{self.uri}/execution/",
             "database.sql_alchemy_conn": f"sqlite:///{self.folder}/airflow.db",
             "logging.base_log_folder": str(self.folder / "logs"),
+            "api.host": "127.0.0.1",
             "api.port": str(self.port),
             "api.base_url": self.uri,
             "api.secret_key": uuid.uuid4().hex,
