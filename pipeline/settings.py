@@ -98,6 +98,11 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def meeting_of_ranks(environ: Mapping[str, str] = os.environ) -> tuple[str, int, bool]:
+    """Where torchrun lets the ranks of this attempt meet: host, port, and whether this rank is to listen there."""
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), environ["RANK"] == "0"
+
+
 def child_environment(changes: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a program that this process starts: its own, with `changes`."""
     return {**environ, **changes}

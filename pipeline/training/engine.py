@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.contracts.recipe import Finetune
 from pipeline.imports import hide
-from pipeline.settings import set_for_libraries
+from pipeline.settings import meeting_of_ranks, set_for_libraries
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MAX_BUCKET_ELEMENTS = 50_000_000
@@ -20,7 +20,8 @@ def join(rank: int, world_size: int) -> None:
     """Meets the other ranks at the address that torchrun put into the environment.
 
     The rank is ours, not torchrun's: torchrun numbers nodes in the order of their addresses and process ids, so after
-    a restart a node could find another node's optimizer state on its disk.
+    a restart a node could find another node's optimizer state on its disk. The store in which they exchange addresses
+    is ours as well, a new one each time: in the agents' own store a rank would find those of ranks that are dead.
     """
     if not torch.cuda.is_available():
         set_for_libraries({"DS_ACCELERATOR": "cpu"})
@@ -31,8 +32,10 @@ def join(rank: int, world_size: int) -> None:
     # An all-reduce through shared memory that DeepSpeed would compile now; gloo does the same work without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    host, port, is_host = meeting_of_ranks()
+    store = torch.distributed.TCPStore(host, port, world_size, is_master=is_host, timeout=COLLECTIVE_TIMEOUT)
     torch.distributed.init_process_group(
-        backend, init_method="env://", rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+        backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
     )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, dist_init_required=False)
 

@@ -96,6 +96,7 @@ def worker_environment(plan: TrainingPlan) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # see engine.join
         "MPLCONFIGDIR": str(plan.fault_path.parent / "matplotlib"),
     }
     return child_environment(changes)

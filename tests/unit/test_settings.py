@@ -45,3 +45,10 @@ def test_a_value_that_is_none_is_refused(environ: dict[str, str], message: str) 
     """Naming the variable."""
     with pytest.raises(SpecError, match=message):
         settings.load(environ)
+
+
+@pytest.mark.parametrize(("rank", "is_host"), [("0", True), ("1", False)])
+def test_the_first_of_torchruns_ranks_listens_where_all_meet(rank: str, is_host: bool) -> None:
+    """The others call it there."""
+    environ = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RANK": rank}
+    assert settings.meeting_of_ranks(environ) == ("10.0.0.1", 29500, is_host)
