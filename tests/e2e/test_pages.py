@@ -4,11 +4,12 @@ Comes after test_release.py, whose first release is looked at; see conftest.py. 
 temporary folder (`--basetemp`), below pages0.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import Browser
+from browser import TIMEOUT_MS, Browser
 from playwright.sync_api import Page, expect
 from releases import MODEL, status
 from running_stack import RunningStack
@@ -30,6 +31,7 @@ TASKS = (
 @pytest.fixture(scope="module")
 def browser(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser whose user is logged in to Airflow, through the page."""
+    expect.set_options(timeout=TIMEOUT_MS)
     with Browser(tmp_path_factory.mktemp("pages")) as found:
         page = found.open(stack.airflow_url)
         page.get_by_label("Username").fill(stack.credentials.airflow_user)
@@ -50,11 +52,13 @@ def open_form(browser: Browser, stack: RunningStack) -> Page:
 def test_the_trigger_form_has_typed_fields_that_explain_themselves(stack: RunningStack, browser: Browser) -> None:
     """In the order in which people fill them in."""
     page = open_form(browser, stack)
-    for title, description in FIELDS.items():
+    for description in FIELDS.values():
         expect(page.get_by_text(description)).to_be_visible()
-        expect(page.get_by_text(title, exact=True)).to_be_visible()
-    tops = [page.get_by_text(title, exact=True).bounding_box() for title in FIELDS]
-    heights = [box["y"] for box in tops if box]
+    labels = [page.get_by_text(re.compile(rf"^{title}\s*\*?$")) for title in FIELDS]
+    for label in labels:
+        expect(label).to_be_visible()
+    heights = [box["y"] for label in labels if (box := label.bounding_box())]
+    assert len(heights) == len(FIELDS)
     assert heights == sorted(heights)
     browser.screenshot(page, "trigger-form")
     page.close()
@@ -93,7 +97,7 @@ def test_mlflows_page_of_the_champion_says_what_it_is(stack: RunningStack, brows
     version = status(stack)["champion"]["version"]
     page = browser.open(f"{stack.mlflow_url}/#/models/{MODEL}/versions/{version}")
     for alias in ("champion", "serving"):
-        expect(page.get_by_text(alias, exact=True).first).to_be_visible()
+        expect(page.get_by_role("status", name=alias, exact=True)).to_be_visible()
     for tag in ("slipway.bundle_digest", "slipway.promoted_by", "slipway.rollout"):
         expect(page.get_by_text(tag, exact=True).first).to_be_visible()
     expect(page.get_by_role("heading", name="Scores")).to_be_visible()
