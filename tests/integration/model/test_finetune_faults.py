@@ -7,6 +7,7 @@ from training_jobs import TrainingJob, kill, make_spec, processes_with, publish_
 
 from pipeline import artifacts
 from pipeline.contracts.specs import FinetuneSpec
+from slipway_airflow.backends.base import JobStatus
 
 pytestmark = pytest.mark.integration
 
@@ -52,18 +53,21 @@ def test_the_next_attempt_goes_on_where_a_killed_job_was(
     assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
 
 
-def test_ranks_do_not_outlive_their_killed_agent(spec: FinetuneSpec, tmp_path: Path) -> None:
-    """kill -9 of a node's torchrun: its step fails as transient, and names what happened."""
-    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+def test_a_job_that_loses_an_agent_ends_on_all_nodes(spec: FinetuneSpec, tmp_path: Path) -> None:
+    """kill -9 of a node's torchrun, under a backend: nobody waits for it to come back, and no process is left."""
+    job = TrainingJob(spec, tmp_path / "home", nodes=2)
+    backend, request = job.backend(), job.request()
+    try:
+        backend.submit(request)
         wait_until(job.has_checkpoint, "a checkpoint", job)
-        plan = f"--plan={job.scratch}/node-1/"
-        (agent,) = processes_with(plan, "torch.distributed.run", without="bash")
+        (agent,) = processes_with(f"--plan={job.scratch}/node-1/", "torch.distributed.run", without="bash")
         kill(agent)
-        assert job.processes[1].wait(timeout=120) == 75
-        wait_until(
-            lambda: not processes_with(plan, "training.worker", without="distributed.run"), "the end of its rank", job
-        )
-    assert "the next attempt goes on from the last checkpoint" in job.log
+        wait_until(lambda: backend.status(request.job_id).state != "running", "the job's end", job)
+        assert backend.status(request.job_id) == JobStatus(state="failed", exit_code=75)
+        assert job.workers() == []
+        assert "the next attempt goes on from the last checkpoint" in job.log
+    finally:
+        backend.cancel(request.job_id)
 
 
 def test_sigterm_stops_every_rank(spec: FinetuneSpec, tmp_path: Path) -> None:

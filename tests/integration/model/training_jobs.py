@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, settings
 from pipeline.artifacts.digests import file_entries
 from pipeline.artifacts.transfer import content_root
 from pipeline.contracts.base import ArtifactRef, FileRef, step_key
 from pipeline.contracts.manifest import Manifest, manifest_digest
 from pipeline.contracts.recipe import BaseModelSource, Finetune, Validation
 from pipeline.contracts.specs import FinetuneSpec, ValidateResult, ValidateSpec
+from slipway_airflow.backends.base import Claim, JobRequest
+from slipway_airflow.backends.process import ProcessBackend
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 600.0
@@ -105,7 +107,25 @@ class TrainingJob:
 
     @property
     def log(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.home.glob("node-*.log")))
+        paths = [*sorted(self.home.glob("node-*.log")), *self.home.glob("jobs/*/log")]
+        return "".join(path.read_text() for path in paths)
+
+    def backend(self) -> ProcessBackend:
+        """One that keeps its jobs in this one's state folder."""
+        return ProcessBackend(settings.load({**os.environ, "SLIPWAY_HOME": str(self.home)}))
+
+    def request(self) -> JobRequest:
+        """What a backend is to run."""
+        return JobRequest(
+            job_id=f"finetune-{self.key[:12]}",
+            environment="model",
+            arguments=("-m", "pipeline", "finetune", "--spec", "{spec}", "--out", self.out_uri),
+            spec=self.spec.model_dump_json(),
+            deadline_s=DEADLINE_S,
+            nodes=self.nodes,
+            variables={"SLIPWAY_HOME": str(self.home)},
+            claim=Claim(holder="test", token="first"),
+        )
 
     def start(self) -> None:
         """Starts a process a node, on a rendezvous port of its own."""
@@ -124,7 +144,7 @@ class TrainingJob:
                 **self.environment,
             }
             command = [sys.executable, "-m", "pipeline", "finetune", "--spec", str(spec_path), "--out", self.out_uri]
-            with (self.home / f"node-{rank}.log").open("wb") as log:
+            with (self.home / f"node-{rank}.log").open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 )
