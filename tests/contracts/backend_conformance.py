@@ -235,6 +235,18 @@ else:
         assert backend.status(job.job_id).state == "running"
         backend.cancel(job.job_id)
 
+    def test_claims_are_found_by_their_holder_until_it_lets_go(self, open_backend: OpenBackend) -> None:
+        """With the newest try's token; nobody else's claims are among them."""
+        job = request(FOREVER, claim=Claim(holder=f"run/{uuid.uuid4().hex}", token="first"))
+        newer = Claim(holder=job.claim.holder, token="second")
+        backend = open_backend()
+        assert backend.claims_of(newer.holder) == []
+        backend.submit(job)
+        backend.submit(job.model_copy(update={"claim": newer}))
+        assert open_backend().claims_of(newer.holder) == [(job.job_id, newer)]
+        assert backend.cancel(job.job_id, newer) is True
+        assert backend.claims_of(newer.holder) == []
+
     def test_a_lost_job_is_noticed_cleared_away_and_started_anew(
         self, open_backend: OpenBackend, kill_runner: Callable[[str], None]
     ) -> None:

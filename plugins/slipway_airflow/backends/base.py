@@ -3,7 +3,8 @@
 tests/contracts/backend_conformance.py holds a backend to it.
 """
 
-from typing import Annotated, Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, StringConstraints
 
@@ -86,6 +87,9 @@ class Backend(Protocol):
         With a `claim` only that claim is let go, and the job ends when it was the last. True if the job was ended.
         """
 
+    def claims_of(self, holder: str) -> list[tuple[str, Claim]]:
+        """The ids of the jobs that `holder` has claimed and not let go of, and its claims."""
+
     def forget(self, job_id: str) -> None:
         """Drops the record of a job that has ended, so that the next `submit` starts it."""
 
@@ -96,3 +100,18 @@ class Backend(Protocol):
 def job_id(step: str, out_uri: str) -> str:
     """The same for everyone who wants the same artifact, so that two runs share one job instead of colliding."""
     return f"{step.replace('_', '-')}-{sha256_hex(out_uri.encode())[:20]}"
+
+
+def task_labels(task_instance: Any) -> dict[str, str]:
+    """Which task instance of Airflow it is, in words."""
+    return {
+        "dag_id": task_instance.dag_id,
+        "run_id": task_instance.run_id,
+        "task_id": task_instance.task_id,
+        "map_index": str(task_instance.map_index),
+    }
+
+
+def holder_of(labels: Mapping[str, str]) -> str:
+    """The holder of a task instance's claims, from its `task_labels`."""
+    return "/".join(labels.values())

@@ -142,6 +142,12 @@ class ProcessBackend:
             process_runner.kill_processes(job_id)
         return True
 
+    def claims_of(self, holder: str) -> list[tuple[str, Claim]]:
+        name = _claim_name(holder)
+        found = [(path.parents[1].name, path) for path in self.jobs_path.glob(f"*/claims/{name}")]
+        tokens = [(job_id, _read_if_there(path)) for job_id, path in found]
+        return [(job_id, Claim(holder=holder, token=token)) for job_id, token in tokens if token]
+
     def _let_go(self, folder: Path, claim: Claim) -> bool:
         """Drops `claim`; whether somebody still wants the job."""
         path = _claim_path(folder, claim)
@@ -209,7 +215,18 @@ def _read_exit_code(folder: Path) -> int | None:
 
 
 def _claim_path(folder: Path, claim: Claim) -> Path:
-    return folder / "claims" / sha256_hex(claim.holder.encode())[:32]
+    return folder / "claims" / _claim_name(claim.holder)
+
+
+def _claim_name(holder: str) -> str:
+    return sha256_hex(holder.encode())[:32]
+
+
+def _read_if_there(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _is_airflows(name: str) -> bool:

@@ -19,7 +19,7 @@ from pipeline.contracts.specs import STEPS
 from pipeline.errors import EXIT_TRANSIENT, SlipwayError
 from pipeline.settings import Settings
 from slipway_airflow.backends import open_backend
-from slipway_airflow.backends.base import Backend, Claim, JobHandle, JobRequest, job_id
+from slipway_airflow.backends.base import Backend, Claim, JobHandle, JobRequest, holder_of, job_id, task_labels
 from slipway_airflow.job_log import JobLog
 from slipway_airflow.triggers.job import JobTrigger
 from slipway_airflow.upstream import Upstream, Work
@@ -80,8 +80,7 @@ class StepOperator(BaseOperator):
             threading.Thread(target=open_backend(settings.load()).cancel, args=self._claimed).start()
 
     def _request(self, context: Context, work: Work, out_uri: str, configured: Settings) -> JobRequest:
-        ti = context["ti"]
-        labels = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": str(ti.map_index)}
+        labels = task_labels(context["ti"])
         return JobRequest(
             job_id=job_id(self.step, out_uri),
             environment=STEPS[self.step].environment,
@@ -90,7 +89,7 @@ class StepOperator(BaseOperator):
             deadline_s=work.deadline_s,
             nodes=work.nodes,
             variables={**_variables(configured), "SLIPWAY_RELEASE": work.release},
-            claim=Claim(holder="/".join(labels.values()), token=uuid.uuid4().hex),
+            claim=Claim(holder=holder_of(labels), token=uuid.uuid4().hex),
             labels={**labels, "step": self.step},
         )
 
