@@ -166,9 +166,13 @@ def _failure(log_folder: Path, returncode: int) -> Exception:
     if own:
         return RuntimeError(f"training failed: {own[-1]}")
     detail = f"; the ranks saw: {errors[-1][1]}" if errors else ""
+    if returncode < 0:
+        cause = f"torchrun was killed (signal {-returncode}), perhaps for want of memory"
+    else:
+        cause = f"a rank or a node was killed more than {MAX_RESTARTS} times or is out of memory"
     return TransientError(
-        f"training ended before its time (torchrun exit code {returncode}): a rank or a node was killed more than"
-        f" {MAX_RESTARTS} times or is out of memory{detail}; the next attempt goes on from the last checkpoint"
+        f"training ended before its time (torchrun exit code {returncode}): {cause}{detail};"
+        " the next attempt goes on from the last checkpoint"
     )
 
 
