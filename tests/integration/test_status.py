@@ -1,15 +1,25 @@
 """What `slipway status` says of the champions, with a real MLflow and without one."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands import status
+from pipeline.stack import loopback
 from pipeline.stack.layout import Layout
 from tests.integration.mlflow_server import MlflowServer, free_port
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def closed_client() -> Iterator[None]:
+    """The commands leave theirs to the end of their process."""
+    yield
+    loopback.client().close()
+    loopback.client.cache_clear()
 
 
 def layout(home_path: Path, mlflow_port: int) -> Layout:
@@ -26,9 +36,10 @@ def test_the_champion_is_the_registrys(tmp_path: Path, mlflow_server: MlflowServ
 
     client = MlflowClient(mlflow_server.uri, mlflow_server.uri)
     chosen, open_ = (f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("chosen", "open"))
+    run = client.create_run("0").info
     for name in (chosen, open_):
         client.create_registered_model(name)
-        client.create_model_version(name, "mlflow-artifacts:/bundle")
+        client.create_model_version(name, f"{run.artifact_uri}/bundle", run.run_id)
     client.set_registered_model_alias(chosen, "champion", "1")
     found = status.collect(layout(tmp_path, mlflow_server.port))
     assert found["champions_known"]
