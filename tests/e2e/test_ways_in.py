@@ -104,7 +104,7 @@ def test_a_bundle_whose_bytes_were_changed_is_never_served(stack: RunningStack) 
     assert load.failures == []
     assert load.answers.keys() == {before}
     assert serving(stack) == before
-    assert "digest" in registry.get(MODEL, "1").tags["slipway.rollout_reason"]
+    assert "was altered" in registry.get(MODEL, "1").tags["slipway.rollout_reason"]
     assert ask(stack.gateway_url, stack.credentials.api_key, MODEL).headers[VERSION_HEADER] == before
 
 
