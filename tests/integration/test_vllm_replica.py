@@ -1,4 +1,4 @@
-"""One rollout with real vLLM replicas on a tiny model."""
+"""Rollouts with real vLLM replicas: a tiny model as it is, then its 4-bit form."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,21 +9,35 @@ from fleet_rig import MODEL, Rig
 
 from pipeline import settings
 from pipeline.fleet.replicas import Replicas, VllmEngine
+from pipeline.settings import ROOT
 
 pytestmark = pytest.mark.integration
+
+MAKE_FORMS = """
+import sys
+from pathlib import Path
+from pipeline.compression import export
+export.prepare_libraries()
+from tests import tiny_llama
+folder = Path(sys.argv[1])
+tiny_llama.write_model(folder / "none", hidden_size=128, intermediate_size=384, steps=0)
+export.quantize(folder / "none", folder / "w4a16", scheme="w4a16", calibration_ids=[[1, 2, 3, 4]] * 4)
+"""
+FORMS = {"1": "none", "2": "w4a16"}
+"""Of each version."""
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """A fleet whose replicas are vLLM."""
     rig = Rig(tmp_path)
-    python = settings.load().python_path("serve")
-    made = tmp_path / "made"
-    subprocess.run(
-        [str(python), str(settings.ROOT / "tests/tiny_llama.py"), str(made)], check=True, capture_output=True
+    python = settings.load().python_path("model")
+    made = subprocess.run(
+        [str(python), "-c", MAKE_FORMS, str(tmp_path / "made")], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    rig.fleet.replicas = Replicas(rig.supervisor, VllmEngine(rig.layout, python))
-    rig.fleet.fetch_bundle = lambda version: made / "model"
+    assert made.returncode == 0, made.stderr
+    rig.fleet.replicas = Replicas(rig.supervisor, VllmEngine(rig.layout, settings.load().python_path("serve")))
+    rig.fleet.fetch_bundle = lambda registered: tmp_path / "made" / FORMS[registered.version]
     rig.up()
     rig.registry.configure(replicas=1, ready_timeout_s=400.0, kv_cache_mib=32, max_model_len=64)
     yield rig
@@ -31,11 +45,12 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def test_a_real_engine_is_rolled_out_and_says_its_version(rig: Rig) -> None:
-    """Streams included; the engine's other paths stay closed."""
-    results = rig.roll_out("1")
-    assert [result.outcome for result in results] == ["done", "done", "healthy", "done", "done"], rig.said
-    answer = rig.ask()
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-slipway-version"] == "1"
-    assert answer.json()["model"] == MODEL
+    """A model as it was trained, then its 4-bit form, with kernels of its own; other models stay unknown."""
+    for version in FORMS:
+        results = rig.roll_out(version)
+        assert [result.outcome for result in results] == ["done", "done", "healthy", "done", "done"], rig.said
+        answer = rig.ask()
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-slipway-version"] == version
+        assert answer.json()["model"] == MODEL
     assert rig.ask("nobody").status_code == 404
