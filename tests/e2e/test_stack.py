@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import socket
-import time
 
 import httpx
 import psutil
 import pytest
+from releases import wait_until
 from running_stack import RunningStack
 
 from pipeline.stack import airflow_part, processes
@@ -62,18 +62,15 @@ def test_the_stack_listens_on_loopback_only(stack: RunningStack) -> None:
 
 def test_airflow_takes_the_password_and_knows_the_dags(stack: RunningStack) -> None:
     """Without import errors."""
-    who = {"username": stack.credentials.airflow_user, "password": stack.credentials.airflow_password}
-    token = httpx.post(f"{stack.airflow_url}/auth/token", json=who).json()["access_token"]
-    client = httpx.Client(base_url=f"{stack.airflow_url}/api/v2", headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 120
-    while True:
-        dags = {dag["dag_id"] for dag in client.get("/dags").json()["dags"]}
-        if dags >= {"release", "rollout"} or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    assert dags >= {"release", "rollout"}
-    assert client.get("/importErrors").json()["import_errors"] == []
-    wrong = httpx.post(f"{stack.airflow_url}/auth/token", json={**who, "password": "wrong"})
+    with stack.airflow() as airflow:
+        wait_until(
+            lambda: {dag["dag_id"] for dag in airflow.get("/dags").json()["dags"]} >= {"release", "rollout"},
+            "DAGs",
+            120,
+        )
+        assert airflow.get("/importErrors").json()["import_errors"] == []
+    who = {"username": stack.credentials.airflow_user, "password": "wrong"}
+    wrong = httpx.post(f"{stack.airflow_url}/auth/token", json=who)
     assert wrong.status_code == 401
 
 
