@@ -43,9 +43,8 @@ def rollback(name: str) -> None:
     from pipeline.fleet import operations
 
     layout, _ = here()
-    api = release.connect(layout)
     began = time.time()
     done = operations.rollback(layout, name)
     console.print(f"{name} version {done.version} is the champion again: {done.reason}", soft_wrap=True)
     if not done.immediate:
-        release.follow_rollout(layout, api, (name, done.version), since=began)
+        release.follow_rollout(layout, release.connect(layout), (name, done.version), since=began)

@@ -35,7 +35,6 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
     """
     registry = registry or Registry(f"http://127.0.0.1:{layout.ports().mlflow}", layout.home_path)
     gateway = Gateway(layout)
-    champion = registry.alias(name, CHAMPION)
     with gateway.files.lock():
         model = gateway.files.get(name)
         target = _warm_target(gateway, model)
@@ -44,17 +43,33 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
             gateway.files.write(model)
             gateway.apply()
     version = target.version if target else _previous_version(model)
-    if champion != version and not registry.compare_and_set_alias(name, CHAMPION, champion, version):
-        raise TransientError(
-            f"somebody moved the champion of {name} from {champion} to {registry.alias(name, CHAMPION)} meanwhile; the"
-            " fleet follows that: look at it, and roll back again if it must go"
-        )
+    champion = _move_aliases(registry, name, version, served=target is not None)
     if target is None:
         reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
         return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
-    registry.set_alias(name, SERVING, version)
     reason = f"all traffic is on version {version}, whose replicas were warm"
     return RolledBack(name=name, version=version, replaced=champion, immediate=True, reason=reason)
+
+
+def _move_aliases(registry: Aliases, name: str, version: str, *, served: bool) -> str | None:
+    """The registry follows.
+
+    Returns:
+        The champion before.
+    """
+    try:
+        champion = registry.alias(name, CHAMPION)
+        if champion != version and not registry.compare_and_set_alias(name, CHAMPION, champion, version):
+            raise TransientError(f"somebody moved the champion of {name} at the same time")
+        if served:
+            registry.set_alias(name, SERVING, version)
+    except TransientError as error:
+        traffic = f"the traffic is on version {version}" if served else "nothing was changed"
+        raise TransientError(
+            f"{traffic}, but the champion is perhaps another still: {error}. The fleet follows the champion, so run"
+            f" `slipway promote {name} {version}` as soon as MLflow answers"
+        ) from error
+    return champion
 
 
 def _warm_target(gateway: Gateway, model: ModelFleet) -> Served | None:

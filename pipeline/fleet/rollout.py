@@ -140,13 +140,8 @@ def start_canary(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
         fleet.change(spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "start_canary"))
         return _result(spec, "done", f"version {rollout.version} is served already", model=model)
     warm = _warm_deployment(fleet, model, registered)
-    keep = [warm.generation] if warm else [spec.generation]
-    stale = unused(model, *keep)
-    if stale:
-        _forget_sides(spec, fleet, {found.generation for found in stale})
-        fleet.discard(spec.name, spec.generation, stale)
     try:
-        deployment = warm or _start(spec, fleet, registered)
+        deployment = _reuse(spec, fleet, warm) if warm else _start(spec, fleet, registered)
         _route(spec, fleet, deployment)
     except (IntegrityError, ReplicaFailed) as error:
         return _give_up(spec, fleet, str(error))
@@ -163,6 +158,14 @@ def _warm_deployment(fleet: Fleet, model: ModelFleet, registered: RegisteredVers
     return None
 
 
+def _make_room(spec: RolloutSpec, fleet: Fleet, kept: int) -> None:
+    """Removes what serves nothing, but for the deployment of the generation `kept`."""
+    stale = unused(fleet.current(spec.name, spec.generation), kept)
+    if stale:
+        _forget_sides(spec, fleet, {found.generation for found in stale})
+        fleet.discard(spec.name, spec.generation, stale)
+
+
 def _forget_sides(spec: RolloutSpec, fleet: Fleet, gone: set[int]) -> None:
     """The gateway must not fall back on replicas that are about to be removed."""
 
@@ -177,8 +180,15 @@ def _forget_sides(spec: RolloutSpec, fleet: Fleet, gone: set[int]) -> None:
     fleet.change(spec.name, spec.generation, forget)
 
 
+def _reuse(spec: RolloutSpec, fleet: Fleet, warm: Deployment) -> Deployment:
+    _make_room(spec, fleet, warm.generation)
+    return warm
+
+
 def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> Deployment:
+    """Only once the bundle is known to be whole does anything warm make room."""
     bundle_path = fleet.fetch_bundle(registered)
+    _make_room(spec, fleet, spec.generation)
     settings = registered.recipe.rollout
     taken = {
         replica.port
