@@ -58,8 +58,8 @@ def environment_digest() -> str:
 
     A half-removed package leaves a folder without a name behind: no import finds it, and it counts for nothing.
     """
-    found = ((dist.metadata["Name"], dist.metadata["Version"]) for dist in metadata.distributions())
-    installed = sorted({f"{name.lower()}=={version}" for name, version in found if name})
+    whole = (dist for dist in metadata.distributions() if dist.read_text("METADATA") or dist.read_text("PKG-INFO"))
+    installed = sorted({f"{dist.metadata['Name'].lower()}=={dist.metadata['Version']}" for dist in whole})
     return hashlib.sha256("\n".join(installed).encode()).hexdigest()
 
 
