@@ -166,13 +166,20 @@ class Watch:
         return self.model.weights.get(self.canary.generation, 0)
 
     def observed(self) -> Observation:
-        """What was seen since the step began."""
-        requests, errors = 0, self.refusals
+        """What was seen since the step began.
+
+        Clients' requests that the canary refuses (4xx) may be the clients' fault, so only probes tell; they are judged
+        among themselves, or much traffic would hide them.
+        """
+        requests, errors = 0, 0
         for port, (now, failed) in self._host_counts().items():
             was, had_failed = self.before.get(port, (0, 0))
             restarted = now < was
             requests += now if restarted else now - was
             errors += failed if restarted else failed - had_failed
+        asked = max(self.probes, self.settings.min_requests, 1)
+        if self.refusals / asked > errors / max(requests, 1):
+            requests, errors = asked, self.refusals
         canary_s, stable_s = self._latencies_s()
         return Observation(
             requests=max(requests, errors, self.probes),
