@@ -99,7 +99,7 @@ def stack(layout: Layout) -> list[Finding]:
         return [Finding(what="stack", ok=True, seen=f"never started in {layout.home_path}")]
     if not processes.owned(layout):
         return [Finding(what="stack", ok=True, seen="down"), _ports(layout)]
-    admin = f"http://127.0.0.1:{layout.ports().gateway_admin}/ready"
+    admin = f"{layout.ports().url('gateway_admin')}/ready"
     checks: dict[str, Callable[[], bool]] = {
         "postgres": lambda: postgres_part.is_ready(layout),
         "mlflow": lambda: mlflow_part.is_healthy(layout),

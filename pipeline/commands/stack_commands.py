@@ -19,8 +19,8 @@ def up(ports: dict[str, int]) -> None:
     Stack(layout, configured).up(say, ports)
     chosen = layout.ports()
     console.print(
-        f"The stack is up. Airflow http://127.0.0.1:{chosen.airflow}  MLflow http://127.0.0.1:{chosen.mlflow} "
-        f" gateway http://127.0.0.1:{chosen.gateway}  (credentials: `./slipway status`)"
+        f"The stack is up. Airflow {chosen.public_url('airflow')}  MLflow {chosen.public_url('mlflow')} "
+        f" gateway {chosen.public_url('gateway')}  (credentials: `./slipway status`)"
     )
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pipeline.commands.output import console, here
 from pipeline.fleet.state import ModelView, read_fleet
-from pipeline.stack import airflow_part, loopback, mlflow_part
+from pipeline.stack import loopback, mlflow_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
@@ -39,12 +39,12 @@ def collect(layout: Layout) -> dict[str, Any]:
         "champions_known": champions is not None,
         "serving": newest.get("serving"),
         "replicas": newest.get("replicas", []),
-        "gateway": f"http://127.0.0.1:{ports.gateway}",
+        "gateway": ports.public_url("gateway"),
         "api_key": credentials.api_key,
-        "airflow": airflow_part.base_url(layout),
+        "airflow": ports.public_url("airflow"),
         "airflow_user": credentials.airflow_user,
         "airflow_password": credentials.airflow_password,
-        "mlflow": mlflow_part.tracking_uri(layout),
+        "mlflow": ports.public_url("mlflow"),
         "home": str(layout.home_path),
         "models": models,
         "processes": [

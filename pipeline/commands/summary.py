@@ -132,7 +132,7 @@ def curl_line(layout: Layout, made: dict[str, Manifest]) -> str:
         "temperature": 0,
     }
     return (
-        f"curl -si http://127.0.0.1:{layout.ports().gateway}/v1/chat/completions"
+        f"curl -si {layout.ports().public_url('gateway')}/v1/chat/completions"
         f" -H 'Authorization: Bearer {layout.credentials().api_key}' -H 'Content-Type: application/json'"
         f" -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     )

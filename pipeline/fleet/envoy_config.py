@@ -38,8 +38,8 @@ def cluster_name(model: str, generation: int) -> str:
 # --- listener ----------------------------------------------------------------------------------------------------
 
 
-def listener(port: int, access_log_path: str, xds_path: str) -> Json:
-    """The gateway's only listener, on loopback."""
+def listener(bound: Json, access_log_path: str, xds_path: str) -> Json:
+    """The gateway's only listener, at the address `bound`."""
     manager = {
         "@type": f"{API}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "main",
@@ -60,7 +60,7 @@ def listener(port: int, access_log_path: str, xds_path: str) -> Json:
     return {
         "@type": f"{API}.config.listener.v3.Listener",
         "name": "main",
-        "address": address(port),
+        "address": bound,
         "per_connection_buffer_limit_bytes": 2 * MAX_BODY_BYTES,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
@@ -360,7 +360,9 @@ def endpoints(model: str, deployment: Deployment, fallback: Deployment | None) -
         "endpoints": [
             {
                 "priority": priority,
-                "lb_endpoints": [{"endpoint": {"address": address(replica.port)}} for replica in tier.replicas],
+                "lb_endpoints": [
+                    {"endpoint": {"address": address(replica.host, replica.port)}} for replica in tier.replicas
+                ],
             }
             for priority, tier in enumerate(tiers)
         ],
@@ -380,10 +382,11 @@ def fallback_of(model: ModelFleet, deployment: Deployment) -> Deployment | None:
 # --- bootstrap ---------------------------------------------------------------------------------------------------
 
 
-def bootstrap(admin_port: int, xds_path: str) -> Json:
+def bootstrap(admin: Json, xds_path: str) -> Json:
+    """What Envoy starts with; `admin` is the address of its own interface."""
     return {
         "node": {"id": "gateway", "cluster": "slipway"},
-        "admin": {"address": address(admin_port)},
+        "admin": {"address": admin},
         "dynamic_resources": {
             "lds_config": watched(f"{xds_path}/lds.json", xds_path),
             "cds_config": watched(f"{xds_path}/cds.json", xds_path),
@@ -414,5 +417,5 @@ def watched(path: str, folder: str) -> Json:
     }
 
 
-def address(port: int) -> Json:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def address(host: str, port: int) -> Json:
+    return {"socket_address": {"address": host, "port_value": port}}

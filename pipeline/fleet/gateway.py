@@ -17,7 +17,7 @@ from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import ModelFleet, healthy_ports, write_atomically
+from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program
 
@@ -91,7 +91,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.layout.ports().gateway}"
+        return self.layout.ports().url("gateway")
 
     @property
     def access_log_path(self) -> Path:
@@ -103,8 +103,10 @@ class Gateway:
         ports = self.layout.ports()
         self.eds_path.mkdir(parents=True, exist_ok=True)
         self.layout.logs_path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / "bootstrap.json", config.bootstrap(ports.gateway_admin, str(self.xds_path)))
-        self._write_resources("lds", [config.listener(ports.gateway, str(self.access_log_path), str(self.xds_path))])
+        admin = config.address(ports.listen, ports.gateway_admin)
+        _write_json(self.folder / "bootstrap.json", config.bootstrap(admin, str(self.xds_path)))
+        bound = config.address(ports.listen, ports.gateway)
+        self._write_resources("lds", [config.listener(bound, str(self.access_log_path), str(self.xds_path))])
 
     def write(self, models: dict[str, ModelFleet]) -> None:
         """The files for `models`, without asking Envoy: for before it runs."""
@@ -205,19 +207,19 @@ class Gateway:
         """Envoy's answer as JSON; None if it is none, or does not come now."""
         import httpx
 
-        url = f"http://127.0.0.1:{self.layout.ports().gateway_admin}{path}"
+        url = f"{self.layout.ports().url('gateway_admin')}{path}"
         try:
             return httpx.request(method, url, params=parameters, timeout=5.0, trust_env=False).raise_for_status().json()
         except (httpx.HTTPError, ValueError):
             return None
 
-    def healthy(self) -> dict[int, bool] | None:
-        """Whether the replica on each port is healthy; None if Envoy does not answer."""
+    def healthy(self) -> dict[str, bool] | None:
+        """Whether the replica at each address is healthy; None if Envoy does not answer."""
         answer = self._ask("/clusters", {"format": "json"})
-        return None if answer is None else healthy_ports(answer)
+        return None if answer is None else healthy_addresses(answer)
 
-    def hosts(self, model: str, generation: int) -> dict[int, HostFigures]:
-        """What Envoy counted for each port of one cluster, the fallback's too; empty if it does not answer."""
+    def hosts(self, model: str, generation: int) -> dict[str, HostFigures]:
+        """What Envoy counted for each address of one cluster, the fallback's too; empty if it does not answer."""
         answer = self._ask("/clusters", {"format": "json"}) or {}
         name = config.cluster_name(model, generation)
         hosts = [
@@ -226,7 +228,7 @@ class Gateway:
             if cluster["name"] == name
             for host in cluster.get("host_statuses", [])
         ]
-        return {host["address"]["socket_address"]["port_value"]: _figures(host) for host in hosts}
+        return {address_of(host): _figures(host) for host in hosts}
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """True as soon as `condition` holds, False if it did not in time."""

@@ -33,7 +33,7 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
         SpecError: there is no version to go back to.
         TransientError: the gateway or MLflow does not answer now, or somebody moved the alias at the same time.
     """
-    registry = registry or Registry(f"http://127.0.0.1:{layout.ports().mlflow}", layout.home_path)
+    registry = registry or Registry(layout.ports().url("mlflow"), layout.home_path)
     gateway = Gateway(layout)
     with gateway.files.lock():
         model = gateway.files.get(name)
@@ -81,7 +81,7 @@ def _warm_target(gateway: Gateway, model: ModelFleet) -> Served | None:
 
 def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
     health = gateway.healthy() or {}
-    return deployment.routed and all(health.get(replica.port, False) for replica in deployment.replicas)
+    return deployment.routed and all(health.get(replica.address, False) for replica in deployment.replicas)
 
 
 def _moved(model: ModelFleet, target: Served) -> ModelFleet:

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from pipeline.errors import TransientError
 from pipeline.fleet.gateway import Gateway
-from pipeline.fleet.replicas import DRAIN_S, Replicas
+from pipeline.fleet.replicas import Replicas
 from pipeline.fleet.state import Deployment, ModelFleet, Rollout
+from pipeline.fleet.vllm import DRAIN_S
 from pipeline.registry.models import RegisteredVersion
 from pipeline.stack.layout import Layout
 
@@ -83,7 +84,7 @@ class Fleet:
     def all_healthy(self, deployment: Deployment) -> bool:
         """Whether the gateway sees every replica of it answering its health check."""
         health = self.gateway.healthy() or {}
-        return all(health.get(replica.port, False) for replica in deployment.replicas)
+        return all(health.get(replica.address, False) for replica in deployment.replicas)
 
     def settled(self, deployment: Deployment, timeout_s: float) -> bool:
         """Whether it is alive and becomes healthy in time: after a restart of the machine, say."""

@@ -13,9 +13,10 @@ from typing import Any
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, unused, with_phase
-from pipeline.fleet.replicas import ReplicaPlan, free_ports, replica_id
+from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.shifting import shift
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served
+from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.registry.models import CHAMPION, SERVING, RegisteredVersion
 
 OUTCOME_TAG = "slipway.rollout"
@@ -191,7 +192,7 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
     _make_room(spec, fleet, spec.generation)
     settings = registered.recipe.rollout
     taken = {
-        replica.port
+        replica.address
         for model in fleet.files.all().values()
         for found in model.deployments
         for replica in found.replicas
@@ -201,8 +202,12 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
         generation=spec.generation,
         bundle_digest=registered.bundle_digest,
         replicas=tuple(
-            Replica(id=replica_id(spec.name, registered.version, generation=spec.generation, index=index), port=port)
-            for index, port in enumerate(free_ports(settings.replicas, taken))
+            Replica(
+                id=replica_id(spec.name, registered.version, generation=spec.generation, index=index),
+                host=host,
+                port=port,
+            )
+            for index, (host, port) in enumerate(fleet.replicas.places(settings.replicas, taken))
         ),
     )
 

@@ -128,7 +128,7 @@ class Watch:
         watch.before = watch._host_counts()
         return watch
 
-    before: dict[int, tuple[int, int]] = field(default_factory=dict)
+    before: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __enter__(self) -> "Watch":
         return self
@@ -172,8 +172,8 @@ class Watch:
         among themselves, or much traffic would hide them.
         """
         requests, errors = 0, 0
-        for port, (now, failed) in self._host_counts().items():
-            was, had_failed = self.before.get(port, (0, 0))
+        for address, (now, failed) in self._host_counts().items():
+            was, had_failed = self.before.get(address, (0, 0))
             restarted = now < was
             requests += now if restarted else now - was
             errors += failed if restarted else failed - had_failed
@@ -198,11 +198,11 @@ class Watch:
         without_latency = Observation(requests=seen.requests, errors=seen.errors, probes=seen.probes)
         return self._judge(without_latency)[0] == "unhealthy"
 
-    def _host_counts(self) -> dict[int, tuple[int, int]]:
+    def _host_counts(self) -> dict[str, tuple[int, int]]:
         """Requests and errors of each canary replica, those that a retry hid from the client too."""
         figures = self.fleet.gateway.hosts(self.model.name, self.canary.generation)
-        ports = {replica.port for replica in self.canary.replicas}
-        return {port: (found.requests, found.errors) for port, found in figures.items() if port in ports}
+        own = {replica.address for replica in self.canary.replicas}
+        return {address: (found.requests, found.errors) for address, found in figures.items() if address in own}
 
     def _latencies_s(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Clients' on both sides if there are enough of them, else the probes'."""

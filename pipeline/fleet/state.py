@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
-from pipeline.stack.layout import Layout
+from pipeline.stack.layout import LOOPBACK, Layout, Ports
 
 MAX_HISTORY = 50
 ADMIN_TIMEOUT_S = 2.0
@@ -30,8 +30,15 @@ class Replica(Contract):
     """One process that serves one version."""
 
     id: str
-    """Also the supervised program's name."""
+    """Also the name of the supervised program, or of the container."""
+    host: str = LOOPBACK
+    """An IP address."""
     port: int
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as the gateway's figures are kept by."""
+        return f"{self.host}:{self.port}"
 
 
 class Deployment(Contract):
@@ -161,6 +168,7 @@ class ReplicaView(Contract):
     id: str
     version: str
     generation: int
+    host: str
     port: int
     healthy: bool | None
     """As the gateway sees it now; None if the gateway does not answer, or was not told of it yet."""
@@ -187,37 +195,44 @@ def read_fleet(home_path: Path) -> dict[str, ModelView]:
     return {name: _view(model, health) for name, model in read_models(home_path).items()}
 
 
-def gateway_health(home_path: Path) -> dict[int, bool] | None:
-    """Whether the replica on each port is healthy; None if the gateway does not answer."""
+def gateway_health(home_path: Path) -> dict[str, bool] | None:
+    """Whether the replica at each address is healthy; None if the gateway does not answer."""
     stack = Layout(Path(home_path)).stack_path
     if not stack.exists():
         return None
-    url = f"http://127.0.0.1:{json.loads(stack.read_bytes())['gateway_admin']}/clusters?format=json"
+    url = f"{Ports.model_validate_json(stack.read_bytes()).url('gateway_admin')}/clusters?format=json"
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=ADMIN_TIMEOUT_S) as answer:
-            return healthy_ports(json.load(answer))
+            return healthy_addresses(json.load(answer))
     except (urllib.error.URLError, OSError, ValueError):
         return None
 
 
-def healthy_ports(clusters: dict[str, Any]) -> dict[int, bool]:
+def healthy_addresses(clusters: dict[str, Any]) -> dict[str, bool]:
     """From Envoy's `/clusters?format=json`; a host in several clusters is healthy if it is so in all of them."""
-    ports: dict[int, bool] = {}
+    found: dict[str, bool] = {}
     for cluster in clusters.get("cluster_statuses", []):
         for host in cluster.get("host_statuses", []):
-            port = host["address"]["socket_address"]["port_value"]
-            ports[port] = ports.get(port, True) and host["health_status"] == {"eds_health_status": "HEALTHY"}
-    return ports
+            address = address_of(host)
+            found[address] = found.get(address, True) and host["health_status"] == {"eds_health_status": "HEALTHY"}
+    return found
 
 
-def _view(model: ModelFleet, health: dict[int, bool] | None) -> ModelView:
+def address_of(host: dict[str, Any]) -> str:
+    """`host:port` of a host in Envoy's figures."""
+    found = host["address"]["socket_address"]
+    return f"{found['address']}:{found['port_value']}"
+
+
+def _view(model: ModelFleet, health: dict[str, bool] | None) -> ModelView:
     replicas = tuple(
         ReplicaView(
             id=replica.id,
             version=deployment.version,
             generation=deployment.generation,
+            host=replica.host,
             port=replica.port,
-            healthy=health.get(replica.port, False) if health is not None and deployment.routed else None,
+            healthy=health.get(replica.address, False) if health is not None and deployment.routed else None,
             weight=model.replica_weight(deployment),
         )
         for deployment in model.deployments

@@ -33,7 +33,7 @@ MIGRATE_TIMEOUT_S = 300
 
 
 def base_url(layout: Layout) -> str:
-    return f"http://127.0.0.1:{layout.ports().airflow}"
+    return layout.ports().url("airflow")
 
 
 def environment(layout: Layout, settings: Settings) -> dict[str, str]:

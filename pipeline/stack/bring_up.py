@@ -94,7 +94,7 @@ class Stack:
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
-        self._wait(GATEWAY, lambda: loopback.answers(f"http://127.0.0.1:{self.layout.ports().gateway_admin}/ready"))
+        self._wait(GATEWAY, lambda: loopback.answers(f"{self.layout.ports().url('gateway_admin')}/ready"))
         say(GATEWAY, "ready")
 
     def _up_mlflow(self, say: Say) -> None:
@@ -149,7 +149,7 @@ def check_ports(ports: Ports, own_pids: set[int]) -> None:
         SpecError: names each port, who holds it, and what to do.
     """
     taken = []
-    for name, port in ports.model_dump().items():
+    for name, port in ports.numbers().items():
         if _is_free(port):
             continue
         owner = processes.listener(port)

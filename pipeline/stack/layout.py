@@ -15,24 +15,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 
 T = TypeVar("T", bound=Contract)
 
+LOOPBACK = "127.0.0.1"
 MAX_SOCKET_FOLDER_CHARS = 80
 """The kernel takes 107 bytes for a socket's path; the longest name that is put into the folder needs 20."""
 
 
+PARTS = ("airflow", "mlflow", "gateway", "gateway_admin")
+"""What has a port. Replicas take free ones as they start."""
+
+
 class Ports(Contract):
-    """TCP ports on loopback. Replicas take free ones as they start."""
+    """Where the parts listen, and where they are found."""
 
     airflow: int
     mlflow: int
     gateway: int
     gateway_admin: int
+    listen: str = LOOPBACK
+    """The address that the gateway binds: another than loopback only inside a container."""
+    hosts: dict[str, str] = Field(default_factory=dict)
+    """Part to the name of its host, where that is not this machine."""
+    public: dict[str, str] = Field(default_factory=dict)
+    """Part to the URL that people use, where programs use another."""
+
+    def numbers(self) -> dict[str, int]:
+        """Part to port."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def url(self, part: str) -> str:
+        """Where programs reach `part`, e.g. `http://127.0.0.1:5000`."""
+        return f"http://{self.hosts.get(part, LOOPBACK)}:{self.numbers()[part]}"
+
+    def public_url(self, part: str) -> str:
+        """Where people reach it."""
+        return self.public.get(part, self.url(part))
 
 
 class Credentials(Contract):
@@ -171,16 +194,16 @@ class Layout:
 
     def choose_ports(self, wanted: dict[str, int] | None = None) -> Ports:
         """The ports of this home, with `wanted` ones set and those never chosen before taken from the free ones."""
-        known = self.ports().model_dump() if self.stack_path.exists() else {}
-        chosen = {**known, **(wanted or {})}
-        unknown = set(chosen) - set(Ports.model_fields)
+        before = self.ports() if self.stack_path.exists() else None
+        chosen = {**(before.numbers() if before else {}), **(wanted or {})}
+        unknown = set(chosen) - set(PARTS)
         if unknown:
-            raise SpecError(f"no part has a port named {sorted(unknown)}, expected one of {sorted(Ports.model_fields)}")
-        chosen |= _free_ports([name for name in Ports.model_fields if name not in chosen], taken=set(chosen.values()))
+            raise SpecError(f"no part has a port named {sorted(unknown)}, expected one of {sorted(PARTS)}")
+        chosen |= _free_ports([part for part in PARTS if part not in chosen], taken=set(chosen.values()))
         if len(set(chosen.values())) != len(chosen):
             raise SpecError(f"the ports {chosen} name one port twice: give every part its own")
-        ports = Ports(**chosen)
-        if ports.model_dump() != known:
+        ports = before.model_copy(update=chosen) if before else Ports(**chosen)
+        if ports != before:
             write_json(self.stack_path, ports)
         return ports
 
@@ -225,7 +248,7 @@ def _free_ports(names: list[str], *, taken: set[int]) -> dict[str, int]:
     ports: dict[str, int] = {}
     for name in names:
         while name not in ports:
-            held.append(socket.create_server(("127.0.0.1", 0)))
+            held.append(socket.create_server((LOOPBACK, 0)))
             port = held[-1].getsockname()[1]
             if port not in taken:
                 ports[name] = port

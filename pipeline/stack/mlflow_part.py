@@ -11,7 +11,7 @@ QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETR
 
 
 def tracking_uri(layout: Layout) -> str:
-    return f"http://127.0.0.1:{layout.ports().mlflow}"
+    return layout.ports().url("mlflow")
 
 
 def program(layout: Layout) -> Program:

@@ -10,8 +10,9 @@ from pipeline import artifacts
 from pipeline.artifacts.digests import folder_digest
 from pipeline.contracts.specs import RegisterSpec, RolloutResult, RolloutSpec
 from pipeline.errors import IntegrityError
+from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
 from pipeline.fleet.parts import Fleet
-from pipeline.fleet.replicas import Replicas, VllmEngine
+from pipeline.fleet.replicas import Replicas
 from pipeline.fleet.rollout import run_phase
 from pipeline.job import Job
 from pipeline.registry.connection import required_tracking_uri
@@ -32,7 +33,7 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
     fleet = Fleet(
         layout=layout,
         registry=Registry(required_tracking_uri(job), layout.home_path),
-        replicas=Replicas(Supervisor(layout.home_path), engine),
+        replicas=Replicas(LocalReplicas(Supervisor(layout.home_path), engine)),
         fetch_bundle=lambda version: verified_bundle(version, job),
         fetch_predictions=lambda version: predictions_path(version, job),
         say=job.say,

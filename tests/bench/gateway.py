@@ -43,7 +43,7 @@ def measure(rig: Rig, requests: int) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
     with (
         httpx.Client(base_url=rig.gateway.url, headers=headers, trust_env=False) as gateway,
-        httpx.Client(base_url=f"http://127.0.0.1:{replica.port}", headers=headers, trust_env=False) as engine,
+        httpx.Client(base_url=f"http://{replica.address}", headers=headers, trust_env=False) as engine,
     ):
         for _ in range(WARM_UP + requests):
             for client, found in zip((gateway, engine), times, strict=True):

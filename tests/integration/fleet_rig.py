@@ -21,10 +21,12 @@ from pipeline.contracts.recipe import Recipe
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError
 from pipeline.fleet import gateway
+from pipeline.fleet.local_replicas import LocalReplicas
 from pipeline.fleet.parts import Fleet
-from pipeline.fleet.replicas import ReplicaPlan, Replicas
+from pipeline.fleet.replicas import Replicas
 from pipeline.fleet.rollout import run_phase
 from pipeline.fleet.state import ModelFleet
+from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.registry.locks import file_lock
 from pipeline.registry.models import RegisteredVersion
 from pipeline.settings import ROOT
@@ -144,7 +146,7 @@ class Rig:
         self.fleet = Fleet(
             layout=self.layout,
             registry=self.registry,
-            replicas=Replicas(self.supervisor, StandInEngine(self.home_path), poll_s=0.05),
+            replicas=Replicas(LocalReplicas(self.supervisor, StandInEngine(self.home_path)), poll_s=0.05),
             fetch_bundle=lambda version: self.home_path,
             fetch_predictions=lambda version: None,
             say=self._say,

@@ -46,7 +46,7 @@ def test_a_killed_replica_fails_no_request_and_comes_back(rig: Rig) -> None:
 
         def back() -> bool:
             state = rig.supervisor.state(replica.id)
-            return bool(state and state.pid not in (None, old) and (rig.gateway.healthy() or {}).get(replica.port))
+            return bool(state and state.pid not in (None, old) and (rig.gateway.healthy() or {}).get(replica.address))
 
         assert rig.gateway.wait(back, 60)
     assert load.failures == []

@@ -8,7 +8,8 @@ import pytest
 from fleet_rig import MODEL, Rig
 
 from pipeline import settings
-from pipeline.fleet.replicas import Replicas, VllmEngine
+from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
+from pipeline.fleet.replicas import Replicas
 from pipeline.settings import ROOT
 
 pytestmark = pytest.mark.integration
@@ -36,7 +37,8 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         [str(python), "-c", MAKE_FORMS, str(tmp_path / "made")], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stderr
-    rig.fleet.replicas = Replicas(rig.supervisor, VllmEngine(rig.layout, settings.load().python_path("serve")))
+    engine = VllmEngine(rig.layout, settings.load().python_path("serve"))
+    rig.fleet.replicas = Replicas(LocalReplicas(rig.supervisor, engine))
     rig.fleet.fetch_bundle = lambda registered: tmp_path / "made" / FORMS[registered.version]
     rig.up()
     rig.registry.configure(replicas=1, ready_timeout_s=400.0, kv_cache_mib=32, max_model_len=64)

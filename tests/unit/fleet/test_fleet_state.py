@@ -13,7 +13,7 @@ from pipeline.fleet.state import (
     Replica,
     Rollout,
     Served,
-    healthy_ports,
+    healthy_addresses,
     read_fleet,
 )
 
@@ -92,7 +92,8 @@ def test_a_host_is_healthy_only_where_every_cluster_says_so() -> None:
 
     def host(port: int, **health: object) -> dict[str, object]:
         status = {"eds_health_status": "HEALTHY", **health}
-        return {"address": {"socket_address": {"port_value": port}}, "health_status": status}
+        address = {"socket_address": {"address": "10.0.0.1", "port_value": port}}
+        return {"address": address, "health_status": status}
 
     answer = {
         "cluster_statuses": [
@@ -101,4 +102,4 @@ def test_a_host_is_healthy_only_where_every_cluster_says_so() -> None:
             {},
         ]
     }
-    assert healthy_ports(answer) == {1: False, 2: False, 3: True}
+    assert healthy_addresses(answer) == {"10.0.0.1:1": False, "10.0.0.1:2": False, "10.0.0.1:3": True}

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.contracts.recipe import Rollout
+from pipeline.fleet.local_replicas import PORTS, LocalReplicas, VllmEngine
 from pipeline.fleet.replica_middleware import VARIABLES, Version
-from pipeline.fleet.replicas import PORTS, ReplicaPlan, VllmEngine, free_ports, replica_id
+from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.state import Replica
+from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import ROOT
-from pipeline.stack.layout import Layout
+from pipeline.stack.layout import LOOPBACK, Layout
+from pipeline.stack.supervisor import Supervisor
 
 
 def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path) -> None:
@@ -38,11 +41,12 @@ def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path)
     assert program.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1"
 
 
-def test_replicas_get_ports_of_their_own() -> None:
+def test_replicas_get_ports_of_their_own(tmp_path: Path) -> None:
     """Not one that another replica has been given already."""
-    taken = set(PORTS[:-3])
-    assert set(free_ports(3, taken)) <= set(PORTS[-3:])
-    assert len(set(free_ports(20, set()))) == 20
+    host = LocalReplicas(Supervisor(tmp_path), VllmEngine(Layout(tmp_path), Path("python")))
+    taken = {f"{LOOPBACK}:{port}" for port in PORTS[:-3]}
+    assert set(host.places(3, taken)) <= {(LOOPBACK, port) for port in PORTS[-3:]}
+    assert len(set(host.places(20, set()))) == 20
 
 
 def test_every_answer_says_which_version_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.stack.layout import Layout, Ports
+from pipeline.stack.layout import PARTS, Layout
 
 
 @pytest.fixture
@@ -41,7 +41,22 @@ def test_ports_are_chosen_once_and_kept(layout: Layout) -> None:
     """Bookmarks stay good from one start to the next."""
     ports = layout.choose_ports()
     assert layout.choose_ports() == ports == layout.ports()
-    assert len(set(ports.model_dump().values())) == len(Ports.model_fields)
+    assert len(set(ports.numbers().values())) == len(PARTS)
+
+
+def test_a_part_on_another_host_is_found_there(layout: Layout) -> None:
+    """Programs by its host's name, people at the address that is published; the rest stays on loopback."""
+    ports = layout.choose_ports()
+    found = ports.model_copy(update={"hosts": {"mlflow": "mlflow"}, "public": {"mlflow": "http://localhost:5000"}})
+    assert found.url("mlflow") == f"http://mlflow:{ports.mlflow}"
+    assert found.public_url("mlflow") == "http://localhost:5000"
+    assert found.url("gateway") == found.public_url("gateway") == f"http://127.0.0.1:{ports.gateway}"
+
+
+def test_a_wanted_port_leaves_the_hosts_alone(layout: Layout) -> None:
+    """They were written by whoever set the stack up."""
+    layout.stack_path.write_text(layout.choose_ports().model_copy(update={"hosts": {"mlflow": "m"}}).model_dump_json())
+    assert layout.choose_ports({"airflow": 18080}).hosts == {"mlflow": "m"}
 
 
 def test_a_wanted_port_is_taken_and_kept(layout: Layout) -> None:

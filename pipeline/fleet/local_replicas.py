@@ -1,0 +1,82 @@
+"""Replicas as supervised processes of this machine. Their logs are `home/logs/<replica>.log`."""
+
+import random
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.fleet import vllm
+from pipeline.fleet.replicas import Place, ReplicaState
+from pipeline.fleet.state import Replica
+from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.stack.layout import LOOPBACK, Layout
+from pipeline.stack.supervisor import Program, Supervisor
+
+PORTS = range(20_000, 30_000)
+"""Below the range from which the kernel gives ports to outgoing connections, so that none is lost while a replica
+loads its weights."""
+
+
+class Engine(Protocol):
+    """What a replica runs."""
+
+    def program(self, plan: ReplicaPlan) -> Program: ...
+
+
+@dataclass(frozen=True)
+class VllmEngine:
+    """`vllm serve` in the serve environment."""
+
+    layout: Layout
+    python_path: Path
+
+    def program(self, plan: ReplicaPlan) -> Program:
+        return Program(
+            name=plan.replica.id,
+            command=vllm.command(plan, self.python_path),
+            environment=vllm.variables(plan, self.layout.cache_path / "vllm"),
+            stop_wait_s=vllm.DRAIN_S + 15,
+            start_s=5,
+            start_retries=2,
+            kill_remains=True,
+        )
+
+
+@dataclass(frozen=True)
+class LocalReplicas:
+    """Implements `replicas.ReplicaHost` with the home's supervisord."""
+
+    supervisor: Supervisor
+    engine: Engine
+
+    def places(self, count: int, taken: set[str]) -> list[Place]:
+        """Loopback ports that nobody listens on now and that no other replica was given."""
+        found: list[Place] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                break
+            if Replica(id="", port=port).address not in taken and _is_free(port):
+                found.append((LOOPBACK, port))
+        return found
+
+    def put(self, plan: ReplicaPlan) -> None:
+        self.supervisor.put(self.engine.program(plan))
+
+    def remove(self, name: str) -> None:
+        self.supervisor.remove(name)
+
+    def states(self) -> dict[str, ReplicaState]:
+        return {found.name: ReplicaState(state=found.state, pid=found.pid) for found in self.supervisor.states()}
+
+    def log_of(self, name: str) -> str:
+        return str(self.supervisor.layout.log_path(name))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True

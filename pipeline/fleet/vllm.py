@@ -1,0 +1,63 @@
+"""How one replica runs: `vllm serve` with the settings of its version, whoever starts it.
+
+Reads a verified bundle folder; the engine keeps its compile cache in a folder that replicas may share.
+"""
+
+from pathlib import Path
+
+from pipeline.contracts import recipe as recipes
+from pipeline.contracts.base import Contract
+from pipeline.fleet.state import Replica
+from pipeline.settings import ROOT
+
+DRAIN_S = 60
+"""How long a replica that is asked to end may go on answering what it has begun."""
+
+
+class ReplicaPlan(Contract):
+    """What one replica has to serve, and as what it answers."""
+
+    replica: Replica
+    model: str
+    version: str
+    generation: int
+    bundle_path: Path
+    settings: recipes.Rollout
+    core: int
+    """The processor core that its arithmetic is bound to."""
+
+
+def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
+    """`python_path` is the interpreter of the serve environment."""
+    return (
+        *(str(python_path), "-m", "vllm.entrypoints.cli.main", "serve", str(plan.bundle_path)),
+        *("--served-model-name", plan.model),
+        *("--host", plan.replica.host, "--port", str(plan.replica.port)),
+        *("--max-model-len", str(plan.settings.max_model_len)),
+        *("--kv-cache-memory-bytes", str(plan.settings.kv_cache_mib << 20)),
+        *("--shutdown-timeout", str(DRAIN_S)),
+        *("--middleware", "pipeline.fleet.replica_middleware.Version"),
+        *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
+        *("--uvicorn-log-level", "warning"),
+        "--enforce-eager",
+    )
+
+
+def variables(plan: ReplicaPlan, cache_path: Path) -> dict[str, str]:
+    """The engine's settings, and what the replica's middleware says of itself."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "SLIPWAY_REPLICA_MODEL": plan.model,
+        "SLIPWAY_REPLICA_VERSION": plan.version,
+        "SLIPWAY_REPLICA_GENERATION": str(plan.generation),
+        # `--enforce-eager` leaves some small compiled functions: 20 s at a replica's first request.
+        "TORCHDYNAMO_DISABLE": "1",
+        # Replicas share their cores with jobs: threads that wait must sleep, not spin.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "VLLM_CPU_OMP_THREADS_BIND": str(plan.core),
+        "VLLM_CACHE_ROOT": str(cache_path),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_path / "inductor"),
+        "VLLM_HOST_IP": plan.replica.host,
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
