@@ -2,19 +2,16 @@
 
 import functools
 import hashlib
-import subprocess
 from importlib import metadata
-from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline import __version__
 from pipeline.artifacts.digests import file_entries
 from pipeline.artifacts.transfer import content_root
+from pipeline.code_version import code_version
 from pipeline.contracts.base import Content, Result, Spec
 from pipeline.contracts.manifest import Manifest, manifest_digest
 from pipeline.job import Job
-from pipeline.settings import ROOT
 
 
 def draft_manifest(job: Job, spec: Spec, result: Result, *, started_at: str, duration_s: float) -> Manifest:
@@ -33,23 +30,12 @@ def draft_manifest(job: Job, spec: Spec, result: Result, *, started_at: str, dur
         inputs=tuple(sorted(input_digests(spec))),
         code_version=code_version(),
         environment_digest=environment_digest(),
+        image=job.settings.image,
         seeds=job.seeds,
         started_at=started_at,
         duration_s=round(duration_s, 3),
         figures=job.figures,
     )
-
-
-@functools.cache
-def code_version(root: Path = ROOT) -> str:
-    """The release, and where the tree is a git checkout its commit: `0.1.0+g1a2b3c4d5e6f`, `.dirty` if edited."""
-    if _git(root, "rev-parse", "--show-toplevel") != str(root):
-        return __version__
-    commit = _git(root, "rev-parse", "--short=12", "HEAD")
-    if not commit:
-        return __version__
-    dirty = ".dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
-    return f"{__version__}+g{commit}{dirty}"
 
 
 @functools.cache
@@ -74,13 +60,3 @@ def input_digests(value: object) -> set[str]:
     if isinstance(value, tuple | list):
         return {digest for item in value for digest in input_digests(item)}
     return set()
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What git says; empty without git, outside a checkout, or for a checkout of somebody else's."""
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -7,11 +7,16 @@
 | SLIPWAY_STORE           | file://$SLIPWAY_HOME/store | where artifacts live                                      |
 | SLIPWAY_S3_ENDPOINT     | none                       | of an S3-compatible server that is not AWS                |
 | MLFLOW_TRACKING_URI     | none                       | the MLflow server                                         |
+| MLFLOW_TRACKING_USERNAME, …_PASSWORD | none          | who asks MLflow, if it wants to know                      |
+| SLIPWAY_SECRETS         | none                       | a folder with a file for each secret (docker compose)     |
 | SLIPWAY_RELEASE         | none                       | the MLflow experiment that a step logs to                 |
 | SLIPWAY_NODE_RANK       | 0                          | this node of a job of several nodes                       |
 | SLIPWAY_NODES           | 1                          | how many nodes the job has                                |
 | SLIPWAY_RENDEZVOUS      | none                       | host:port at which the job's nodes meet                   |
 | SLIPWAY_JOB_ID          | none                       | the backend's name for the job, the same on every node    |
+| SLIPWAY_AGENT           | none                       | the socket of the agent that starts containers for others |
+| SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
+| SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
 | SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY or GATEWAY_ADMIN              |
 """
 
@@ -19,9 +24,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import SpecError
+from pipeline.images import default_tag
 
 ROOT = Path(__file__).resolve().parent.parent
 """Of the checkout (or, in an image, of the installed tree)."""
@@ -39,11 +45,20 @@ class Settings(BaseModel):
     store_uri: str
     s3_endpoint: str | None = None
     tracking_uri: str | None = None
+    tracking_login: tuple[str, str] | None = Field(default=None, repr=False)
+    """User and password for MLflow."""
+    secrets_path: Path | None = None
+    """Where secrets are files, instead of being the home's `credentials.json`."""
     release: str | None = None
     node_rank: int = 0
     nodes: int = 1
     rendezvous: str | None = None
     job_id: str | None = None
+    image_tag: str = default_tag()
+    """Of the images that steps run in; see `pipeline.images`."""
+    image: str | None = None
+    """The image that this process runs in, as its backend names it."""
+    agent_path: Path | None = None
     ports: dict[str, int] = {}
     """Part of the local stack to the port that the user wants for it."""
 
@@ -78,17 +93,27 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         store_uri=(environ.get("SLIPWAY_STORE") or (home / "store").as_uri()).rstrip("/"),
         s3_endpoint=environ.get("SLIPWAY_S3_ENDPOINT") or None,
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+        tracking_login=_tracking_login(environ),
+        secrets_path=Path(environ["SLIPWAY_SECRETS"]) if environ.get("SLIPWAY_SECRETS") else None,
         release=environ.get("SLIPWAY_RELEASE") or None,
         node_rank=node_rank,
         nodes=nodes,
         rendezvous=environ.get("SLIPWAY_RENDEZVOUS") or None,
         job_id=environ.get("SLIPWAY_JOB_ID") or None,
+        image_tag=environ.get("SLIPWAY_IMAGE_TAG") or default_tag(),
+        image=environ.get("SLIPWAY_IMAGE") or None,
+        agent_path=Path(environ["SLIPWAY_AGENT"]) if environ.get("SLIPWAY_AGENT") else None,
         ports={
             name.removeprefix(PORT_PREFIX).lower(): _number(environ, name, 0)
             for name, text in environ.items()
             if name.startswith(PORT_PREFIX) and text
         },
     )
+
+
+def _tracking_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    user, password = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_PASSWORD")
+    return (user, password) if user and password else None
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -19,7 +19,7 @@ class Manifest(Contract):
     """Everything about one artifact.
 
     `digest` covers step, key, files, and result: what a reader builds on. It leaves out the rest (times, machine,
-    run ids), so that the same spec gives the same digest wherever it ran.
+    image, run ids), so that the same spec gives the same digest wherever it ran.
     """
 
     step: str
@@ -34,6 +34,8 @@ class Manifest(Contract):
     """Digests of the content that the step read, as found in its spec."""
     code_version: str
     environment_digest: Digest
+    image: str | None = None
+    """The container image that the step ran in, `name@sha256:…`; None for a process of the machine."""
     seeds: dict[str, int] = Field(default_factory=dict)
     started_at: str
     """UTC, ISO 8601"""

@@ -1,52 +1,20 @@
 """Where an artifact says it comes from."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from pipeline import __version__
+from pipeline import settings
 from pipeline.contracts.base import ArtifactRef, FileRef
+from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.recipe import Validation
-from pipeline.contracts.specs import ValidateSpec
-from pipeline.provenance import code_version, environment_digest, input_digests
+from pipeline.contracts.specs import RolloutResult, RolloutSpec, ValidateSpec
+from pipeline.job import Job
+from pipeline.provenance import draft_manifest, environment_digest, input_digests
+from tests.artifact_samples import manifest_of
 
-
-def git(folder: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-    return subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_in_a_checkout_the_code_version_names_the_commit(tmp_path: Path) -> None:
-    """And says whether files were edited since."""
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "--quiet", "-m", "first")
-    commit = git(tmp_path, "rev-parse", "--short=12", "HEAD").strip()
-
-    assert code_version(tmp_path) == f"{__version__}+g{commit}"
-    code_version.cache_clear()
-    (tmp_path / "a").write_text("2")
-    assert code_version(tmp_path) == f"{__version__}+g{commit}.dirty"
-
-
-def test_outside_a_checkout_of_our_own_it_is_the_release(tmp_path: Path) -> None:
-    """The commit of somebody else's repository around an installed tree says nothing about our code."""
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "installed").mkdir()
-
-    assert code_version(tmp_path / "installed") == __version__
-    assert code_version(tmp_path) == __version__  # no commit yet
-
-
-def test_without_git_it_is_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an image."""
-    monkeypatch.setenv("PATH", "")
-
-    assert code_version(tmp_path) == __version__
+ROLLOUT = RolloutSpec(name="bank", generation=1, phase="plan", request_id="test")
+NOTHING_DONE = RolloutResult(name="bank", generation=1, phase="plan", outcome="nothing_to_do", reason="all well")
 
 
 def test_the_digest_of_the_environment_is_stable() -> None:
@@ -76,3 +44,27 @@ def test_the_inputs_of_a_spec_are_found_at_any_depth() -> None:
 
     assert input_digests(spec) == {"1" * 64, "2" * 64}
     assert input_digests({"a": [(ArtifactRef(uri="file:///x", digest="3" * 64),)]}) == {"3" * 64}
+
+
+def test_a_manifest_names_the_image_outside_its_digest(tmp_path: Path) -> None:
+    """So that the same spec gives the same digest as a process and as a container."""
+
+    def made(environ: dict[str, str]) -> Manifest:
+        home = {"SLIPWAY_HOME": str(tmp_path), **environ}
+        job = Job(step="rollout", key="1" * 64, out_uri="file:///store/rollout/1", settings=settings.load(home))
+        job.clear_staging()
+        return draft_manifest(job, ROLLOUT, NOTHING_DONE, started_at="2026-01-01T00:00:00+00:00", duration_s=1.0)
+
+    plain, contained = made({}), made({"SLIPWAY_IMAGE": "slipway/control@sha256:1"})
+
+    assert (plain.image, contained.image) == (None, "slipway/control@sha256:1")
+    assert plain.digest == contained.digest
+
+
+def test_a_manifest_from_before_images_is_still_read(tmp_path: Path) -> None:
+    """It names none."""
+    (tmp_path / "a").write_text("1")
+    old = manifest_of(tmp_path).model_dump(mode="json")
+    del old["image"]
+
+    assert Manifest.model_validate(old).image is None

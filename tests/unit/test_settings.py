@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import settings
+from pipeline import __version__, settings
 from pipeline.errors import SpecError
 
 
@@ -30,6 +30,14 @@ def test_variables_say_where_things_are(tmp_path: Path) -> None:
 def test_a_home_with_a_blank_gives_a_store_that_opens() -> None:
     """As a proper URI."""
     assert settings.load({"SLIPWAY_HOME": "/with blank/#1"}).store_uri == "file:///with%20blank/%231/store"
+
+
+def test_images_are_those_of_this_release_unless_a_tag_is_given() -> None:
+    """And a process of the machine runs in none."""
+    assert settings.load({}).image_tag == f"{__version__}-cpu"
+    assert settings.load({}).image is None
+    named = settings.load({"SLIPWAY_IMAGE_TAG": "0.1.0-cuda", "SLIPWAY_IMAGE": "slipway/model@sha256:1"})
+    assert (named.image_tag, named.image) == ("0.1.0-cuda", "slipway/model@sha256:1")
 
 
 @pytest.mark.parametrize(
