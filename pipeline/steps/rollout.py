@@ -7,16 +7,19 @@ aliases. Its artifact is only a record (rollout.json): the effects are outside, 
 from pathlib import Path
 
 from pipeline import artifacts
+from pipeline.agent import AgentClient
 from pipeline.artifacts.digests import folder_digest
 from pipeline.contracts.specs import RegisterSpec, RolloutResult, RolloutSpec
 from pipeline.errors import IntegrityError
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
 from pipeline.fleet.parts import Fleet
-from pipeline.fleet.replicas import Replicas
+from pipeline.fleet.remote_replicas import RemoteReplicas
+from pipeline.fleet.replicas import ReplicaHost, Replicas
 from pipeline.fleet.rollout import run_phase
 from pipeline.job import Job
 from pipeline.registry.connection import required_tracking_uri
 from pipeline.registry.models import RegisteredVersion, Registry
+from pipeline.settings import Settings
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
@@ -29,11 +32,10 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
         TransientError: MLflow, the store or the gateway does not answer now.
     """
     layout = Layout(job.settings.home_path)
-    engine = VllmEngine(layout, job.settings.python_path("serve"))
     fleet = Fleet(
         layout=layout,
         registry=Registry(required_tracking_uri(job), layout.home_path),
-        replicas=Replicas(LocalReplicas(Supervisor(layout.home_path), engine)),
+        replicas=Replicas(replica_host(job.settings, layout)),
         fetch_bundle=lambda version: verified_bundle(version, job),
         fetch_predictions=lambda version: predictions_path(version, job),
         say=job.say,
@@ -43,6 +45,13 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
     state = fleet.files.get(spec.name)
     (job.staging_path / "rollout.json").write_text(state.model_dump_json(indent=2) + "\n")
     return result
+
+
+def replica_host(settings: Settings, layout: Layout) -> ReplicaHost:
+    """Containers where there is an agent to start them, else processes of this machine."""
+    if settings.agent_path is not None:
+        return RemoteReplicas(AgentClient(settings.agent_path))
+    return LocalReplicas(Supervisor(layout.home_path), VllmEngine(layout, settings.python_path("serve")))
 
 
 def verified_bundle(version: RegisteredVersion, job: Job) -> Path:

@@ -1,0 +1,168 @@
+"""Replicas as containers of the image `serve`, each with an address of its own in the fleet's network.
+
+The engine starts a replica again when it dies; its state is what the engine says. A replica sees the cache of bundles
+(read-only), its own folder in memory, and nothing else of the home.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import APIError, DockerException, NotFound
+from docker.models.containers import Container
+from docker.types import Mount
+
+from pipeline.contracts.base import canonical_json, sha256_hex
+from pipeline.errors import SpecError, TransientError
+from pipeline.fleet import vllm
+from pipeline.fleet.replicas import Place, ReplicaState
+from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.images import image_name
+from pipeline.settings import Settings
+from slipway_airflow.agent.vocabulary import REPLICA_PORT
+
+LABEL = "slipway.replica"
+PLAN_LABEL = "slipway.plan"
+STOP_S = vllm.DRAIN_S + 15
+PYTHON = Path("/opt/venv/bin/python")
+SCRATCH = Path("/tmp")
+STATES = {
+    "created": "STARTING",
+    "running": "RUNNING",
+    "paused": "RUNNING",
+    "restarting": "BACKOFF",
+    "removing": "STOPPING",
+    "exited": "EXITED",
+    "dead": "FATAL",
+}
+
+
+class ReplicaContainers:
+    """Starts and ends replicas of one stack."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not (settings.docker_fleet_network and settings.docker_volume):
+            raise SpecError(
+                "replicas as containers need SLIPWAY_DOCKER_FLEET_NETWORK (their network) and SLIPWAY_DOCKER_VOLUME"
+                " (the volume of SLIPWAY_HOME)"
+            )
+        self.settings = settings
+        self.network: str = settings.docker_fleet_network
+        self.volume: str = settings.docker_volume
+        with engine_errors("reach the Docker engine"):
+            self.engine = docker.from_env()
+
+    def places(self, count: int, taken: set[str]) -> list[Place]:
+        """Addresses of the fleet's network that Docker gives to nobody by itself and no replica has."""
+        with engine_errors(f"look at the network {self.network}"):
+            config = self.engine.networks.get(self.network).attrs["IPAM"]["Config"][0]
+            used = {self._address(container) for container in self._containers()}
+        reserved = ipaddress.ip_network(config.get("IPRange") or f"{config['Gateway']}/32")
+        found = [
+            (str(address), REPLICA_PORT)
+            for address in ipaddress.ip_network(config["Subnet"]).hosts()
+            if address not in reserved and str(address) not in {config.get("Gateway"), *used}
+        ]
+        free = [place for place in found if f"{place[0]}:{place[1]}" not in taken]
+        if len(free) < count:
+            raise TransientError(
+                f"the network {self.network} ({config['Subnet']}) has {len(free)} free addresses for replicas, {count}"
+                " are needed; retire versions, or give the network a larger subnet"
+            )
+        return free[:count]
+
+    def put(self, plan: ReplicaPlan) -> None:
+        """Keeps the replica running: starts it, or starts it anew if its plan is another."""
+        wanted = sha256_hex(canonical_json(plan.model_dump(mode="json")))
+        with engine_errors(f"start replica {plan.replica.id}"):
+            known = self._find(plan.replica.id)
+            if known is not None and known.labels.get(PLAN_LABEL) != wanted:
+                known.remove(force=True)
+                known = None
+            if known is None:
+                known = self._create(plan, wanted)
+            if known.status not in ("running", "restarting"):
+                known.start()
+
+    def remove(self, name: str) -> None:
+        with engine_errors(f"end replica {name}"):
+            container = self._find(name)
+            if container is not None:
+                container.stop(timeout=STOP_S)
+                container.remove(force=True)
+
+    def states(self) -> dict[str, ReplicaState]:
+        with engine_errors("list replicas"):
+            return {container.labels[LABEL]: _state(container) for container in self._containers()}
+
+    def _create(self, plan: ReplicaPlan, digest: str) -> Container:
+        home = self.settings.home_path
+        cache = Mount(str(self.settings.cache_path), self.volume, type="volume", read_only=True)
+        cache["VolumeOptions"] = {"Subpath": str(self.settings.cache_path.relative_to(home)), "NoCopy": True}
+        endpoint = self.engine.api.create_endpoint_config(ipv4_address=plan.replica.host)
+        return self.engine.containers.create(
+            image_name("serve", self.settings),
+            list(vllm.command(plan, PYTHON)),
+            name=self._container_name(plan.replica.id),
+            environment={**vllm.variables(plan, SCRATCH / "vllm"), "HOME": str(SCRATCH)},
+            labels={**self._labels(), LABEL: plan.replica.id, PLAN_LABEL: digest},
+            network=self.network,
+            networking_config={self.network: endpoint},
+            mounts=[cache],
+            read_only=True,
+            tmpfs={str(SCRATCH): "size=2g,mode=1777"},
+            shm_size="256m",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            restart_policy={"Name": "unless-stopped"},
+            user=f"{home.stat().st_uid}:{home.stat().st_gid}",
+            init=True,
+        )
+
+    def _labels(self) -> dict[str, str]:
+        """Compose counts a container among its project's own by these."""
+        project = self.settings.docker_project
+        return {
+            "com.docker.compose.project": project,
+            "com.docker.compose.service": "replica",
+            "com.docker.compose.oneoff": "False",
+        }
+
+    def _container_name(self, name: str) -> str:
+        return f"{self.settings.docker_project}-{name}"
+
+    def _containers(self) -> list[Container]:
+        filters: Any = {"label": [LABEL, f"com.docker.compose.project={self.settings.docker_project}"]}
+        found: list[Container] = self.engine.containers.list(all=True, filters=filters, ignore_removed=True)
+        return found
+
+    def _find(self, name: str) -> Container | None:
+        try:
+            return self.engine.containers.get(self._container_name(name))
+        except NotFound:
+            return None
+
+    def _address(self, container: Container) -> str:
+        config = container.attrs["NetworkSettings"]["Networks"].get(self.network, {})
+        return str((config.get("IPAMConfig") or {}).get("IPv4Address") or config.get("IPAddress", ""))
+
+
+def _state(container: Container) -> ReplicaState:
+    pid = container.attrs["State"].get("Pid") or None
+    return ReplicaState(state=STATES.get(container.status, "FATAL"), pid=pid)
+
+
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """The Docker engine's errors as ours."""
+    try:
+        yield
+    except NotFound as error:
+        raise SpecError(f"cannot {what}: {error.explanation}") from error
+    except APIError as error:
+        raise TransientError(f"cannot {what}: {error.explanation}") from error
+    except DockerException as error:
+        raise TransientError(f"cannot {what}: {error}; is the Docker engine running?") from error
