@@ -14,6 +14,13 @@
 | SLIPWAY_NODES           | 1                          | how many nodes the job has                                |
 | SLIPWAY_RENDEZVOUS      | none                       | host:port at which the job's nodes meet                   |
 | SLIPWAY_JOB_ID          | none                       | the backend's name for the job, the same on every node    |
+| SLIPWAY_CPUS            | those of the machine       | how many cores this node of a job may keep busy           |
+| SLIPWAY_BACKEND         | process                    | where steps run: process, docker or agent                 |
+| SLIPWAY_JOBS_TRACKING_URI | MLFLOW_TRACKING_URI      | MLflow's address as containers see it                     |
+| SLIPWAY_DOCKER_NETWORK  | bridge                     | the network that containers of steps join                 |
+| SLIPWAY_DOCKER_FLEET_NETWORK | this machine's own    | the network of replicas; containers of rollouts join it   |
+| SLIPWAY_DOCKER_VOLUME   | none                       | the named volume that is mounted at SLIPWAY_HOME          |
+| SLIPWAY_DOCKER_AGENT_VOLUME | none                   | the named volume of SLIPWAY_AGENT, for rollouts           |
 | SLIPWAY_AGENT           | none                       | the socket of the agent that starts containers for others |
 | SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
 | SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
@@ -23,6 +30,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +41,9 @@ ROOT = Path(__file__).resolve().parent.parent
 """Of the checkout (or, in an image, of the installed tree)."""
 
 PORT_PREFIX = "SLIPWAY_PORT_"
+BackendName = Literal["process", "docker", "agent"]
+SECRET_PREFIXES = ("AWS_", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
+"""Of the variables that a step may need and that nobody else may see."""
 
 
 class Settings(BaseModel):
@@ -58,6 +69,15 @@ class Settings(BaseModel):
     """Of the images that steps run in; see `pipeline.images`."""
     image: str | None = None
     """The image that this process runs in, as its backend names it."""
+    cpus: int | None = None
+    """None: all that the process may run on."""
+    backend: BackendName = "process"
+    """Where steps run. It is among `model_fields_set` only if somebody said so."""
+    jobs_tracking_uri: str | None = None
+    docker_network: str | None = None
+    docker_fleet_network: str | None = None
+    docker_volume: str | None = None
+    docker_agent_volume: str | None = None
     agent_path: Path | None = None
     ports: dict[str, int] = {}
     """Part of the local stack to the port that the user wants for it."""
@@ -102,13 +122,33 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         job_id=environ.get("SLIPWAY_JOB_ID") or None,
         image_tag=environ.get("SLIPWAY_IMAGE_TAG") or default_tag(),
         image=environ.get("SLIPWAY_IMAGE") or None,
+        cpus=_number(environ, "SLIPWAY_CPUS", 0) or None,
+        jobs_tracking_uri=environ.get("SLIPWAY_JOBS_TRACKING_URI") or None,
+        docker_network=environ.get("SLIPWAY_DOCKER_NETWORK") or None,
+        docker_fleet_network=environ.get("SLIPWAY_DOCKER_FLEET_NETWORK") or None,
+        docker_volume=environ.get("SLIPWAY_DOCKER_VOLUME") or None,
+        docker_agent_volume=environ.get("SLIPWAY_DOCKER_AGENT_VOLUME") or None,
         agent_path=Path(environ["SLIPWAY_AGENT"]) if environ.get("SLIPWAY_AGENT") else None,
         ports={
             name.removeprefix(PORT_PREFIX).lower(): _number(environ, name, 0)
             for name, text in environ.items()
             if name.startswith(PORT_PREFIX) and text
         },
+        **_backend(environ),
     )
+
+
+def _backend(environ: Mapping[str, str]) -> dict[str, BackendName]:
+    text = environ.get("SLIPWAY_BACKEND")
+    return {"backend": parse_backend(text, "SLIPWAY_BACKEND")} if text else {}
+
+
+def parse_backend(text: str, source: str) -> BackendName:
+    """`text` as a backend's name; `source` is where the user wrote it."""
+    for name in get_args(BackendName):
+        if name == text:
+            return cast(BackendName, name)
+    raise SpecError(f"{source} is {text!r}, expected one of {', '.join(get_args(BackendName))}")
 
 
 def _tracking_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
@@ -126,6 +166,11 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 def meeting_of_ranks(environ: Mapping[str, str] = os.environ) -> tuple[str, int, bool]:
     """Where torchrun lets the ranks of this attempt meet: host, port, and whether this rank is to listen there."""
     return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), environ["RANK"] == "0"
+
+
+def job_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that hold secrets for a step: credentials of the store, of MLflow and of the model hub."""
+    return {name: value for name, value in environ.items() if name.startswith(SECRET_PREFIXES)}
 
 
 def child_environment(changes: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
