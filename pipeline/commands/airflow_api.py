@@ -22,7 +22,7 @@ class AirflowApi:
 
     def __init__(self, layout: Layout) -> None:
         self.base_url = airflow_part.base_url(layout)
-        self._credentials = layout.credentials()
+        self._credentials = layout.access()
         self._client = httpx.Client(base_url=self.base_url, timeout=TIMEOUT_S, trust_env=False)
         self._token = ""
 

@@ -47,7 +47,7 @@ def served_model(layout: Layout, name: str | None) -> str:
 def answer(layout: Layout, model: str, message: str, max_tokens: int) -> None:
     """Prints the model's answer as it streams in, and which version gave it."""
     url = f"{layout.ports().url('gateway')}/v1/chat/completions"
-    headers = {"Authorization": f"Bearer {layout.credentials().api_key}"}
+    headers = {"Authorization": f"Bearer {layout.access().api_key}"}
     body = {
         "model": model,
         "messages": [{"role": "user", "content": message}],

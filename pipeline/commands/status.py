@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from pipeline import settings
 from pipeline.commands.output import console, here
 from pipeline.fleet.state import ModelView, read_fleet
 from pipeline.stack import loopback, mlflow_part
@@ -29,7 +30,7 @@ def collect(layout: Layout) -> dict[str, Any]:
     Raises:
         SpecError: the stack was never started here.
     """
-    ports, credentials = layout.ports(), layout.credentials()
+    ports, credentials = layout.ports(), layout.access()
     fleet, champions = read_fleet(layout.home_path), champion_versions(layout)
     names = sorted({*fleet, *(champions or {})})
     models = {name: _model(name, champions, fleet.get(name)) for name in names}
@@ -94,7 +95,7 @@ def champion_versions(layout: Layout) -> dict[str, str | None] | None:
     By MLflow's REST API, since importing its client takes longer than everything else here.
     """
     url = f"{mlflow_part.tracking_uri(layout)}/api/2.0/mlflow/registered-models/search"
-    found = loopback.read_json(url, {"max_results": "1000"})
+    found = loopback.read_json(url, {"max_results": "1000"}, settings.load().tracking_login)
     if found is None:
         return None
     return {model["name"]: _champion(model.get("aliases", [])) for model in found.get("registered_models", [])}

@@ -133,7 +133,7 @@ def curl_line(layout: Layout, made: dict[str, Manifest]) -> str:
     }
     return (
         f"curl -si {layout.ports().public_url('gateway')}/v1/chat/completions"
-        f" -H 'Authorization: Bearer {layout.credentials().api_key}' -H 'Content-Type: application/json'"
+        f" -H 'Authorization: Bearer {layout.access().api_key}' -H 'Content-Type: application/json'"
         f" -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     )
 

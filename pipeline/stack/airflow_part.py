@@ -1,10 +1,8 @@
-"""Airflow's four programs, their settings, and their health.
+"""Airflow's four programs on this machine, and their health. What they are told is in `airflow_settings`.
 
-All settings go through AIRFLOW__… variables, so that the one source of truth is this module. Writes `home/airflow`
-and the logs of tasks below `home/logs/airflow`.
+Writes `home/airflow` and the logs of tasks below `home/logs/airflow`.
 """
 
-import json
 import subprocess
 import sys
 from datetime import datetime
@@ -13,8 +11,9 @@ from typing import Any
 
 from pipeline.errors import SlipwayError
 from pipeline.settings import ROOT, Settings, child_environment
-from pipeline.stack import loopback, mlflow_part, postgres_part
-from pipeline.stack.layout import Layout
+from pipeline.stack import airflow_settings, loopback, mlflow_part, postgres_part
+from pipeline.stack.airflow_settings import AirflowPlace, Sections
+from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program, Supervisor
 
 PROGRAMS = {
@@ -50,13 +49,7 @@ def environment(layout: Layout, settings: Settings) -> dict[str, str]:
         "no_proxy": "127.0.0.1,localhost",
         "AIRFLOW_HOME": str(layout.airflow_path),
     }
-    sections = _sections(layout)
-    variables = {
-        f"AIRFLOW__{section}__{key}".upper(): value
-        for section, options in sections.items()
-        for key, value in options.items()
-    }
-    return inherited | variables
+    return inherited | airflow_settings.variables(_place(layout), _secrets(layout))
 
 
 def programs(layout: Layout, settings: Settings) -> list[Program]:
@@ -106,10 +99,9 @@ def migrate(layout: Layout, settings: Settings) -> None:
 
 def write_passwords(layout: Layout) -> None:
     """The file that Airflow's SimpleAuthManager reads."""
-    credentials = layout.credentials()
-    path = layout.airflow_path / "passwords.json"
-    path.touch(mode=0o600)
-    path.write_text(json.dumps({credentials.airflow_user: credentials.airflow_password}) + "\n")
+    place = _place(layout)
+    place.passwords_path.touch(mode=0o600)
+    place.passwords_path.write_text(airflow_settings.passwords(place, layout.credentials().airflow_password))
 
 
 def unhealthy(layout: Layout, supervisor: Supervisor) -> list[str]:
@@ -134,53 +126,24 @@ def _has_heartbeat(part: dict[str, Any] | None, since: int) -> bool:
     return latest is not None and datetime.fromisoformat(latest).timestamp() >= since
 
 
-def _sections(layout: Layout) -> dict[str, dict[str, str]]:
-    credentials, ports = layout.credentials(), layout.ports()
-    bundles = [
-        {
-            "name": name,
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(path)},
-        }
-        for name, path in {"slipway": ROOT / "dags", "schedules": layout.dags_path}.items()
-    ]
+def _place(layout: Layout) -> AirflowPlace:
+    url = base_url(layout)
+    return AirflowPlace(
+        layout=layout,
+        listen=LOOPBACK,
+        port=layout.ports().airflow,
+        base_url=url,
+        execution_url=f"{url}/execution/",
+        user=layout.credentials().airflow_user,
+        passwords_path=layout.airflow_path / "passwords.json",
+    )
+
+
+def _secrets(layout: Layout) -> Sections:
+    credentials = layout.credentials()
     return {
-        "core": {
-            "executor": "LocalExecutor",
-            "parallelism": "8",
-            "dags_folder": str(ROOT / "dags"),
-            "plugins_folder": str(ROOT / "plugins"),
-            "load_examples": "False",
-            "dags_are_paused_at_creation": "False",
-            "fernet_key": credentials.airflow_fernet_key,
-            "simple_auth_manager_users": f"{credentials.airflow_user}:admin",
-            "simple_auth_manager_passwords_file": str(layout.airflow_path / "passwords.json"),
-            "execution_api_server_url": f"http://127.0.0.1:{ports.airflow}/execution/",
-        },
+        "core": {"fernet_key": credentials.airflow_fernet_key},
         "database": {"sql_alchemy_conn": postgres_part.uri(layout, "airflow")},
-        "logging": {"base_log_folder": str(layout.logs_path / "airflow"), "colored_console_log": "False"},
-        "api": {
-            "host": "127.0.0.1",
-            "port": str(ports.airflow),
-            "base_url": f"http://127.0.0.1:{ports.airflow}",
-            "secret_key": credentials.airflow_secret_key,
-        },
+        "api": {"secret_key": credentials.airflow_secret_key},
         "api_auth": {"jwt_secret": credentials.airflow_jwt_secret},
-        "scheduler": {
-            # Tasks are handed on within a tenth of a second; costs about a tenth of a core.
-            "scheduler_idle_sleep_time": "0.1",
-            # A killed scheduler's or worker's tasks are taken over within half a minute, not five.
-            "orphaned_tasks_check_interval": "15",
-            "task_instance_heartbeat_timeout": "60",
-            "task_instance_heartbeat_timeout_detection_interval": "10",
-        },
-        "triggerer": {"job_heartbeat_sec": "5", "triggerer_health_check_threshold": "20"},
-        "dag_processor": {
-            "dag_bundle_storage_path": str(layout.airflow_path / "bundles"),
-            "dag_bundle_config_list": json.dumps(bundles),
-            "refresh_interval": "5",
-            "bundle_refresh_check_interval": "5",
-            "parsing_processes": "1",
-        },
-        "usage_data_collection": {"enabled": "False"},
     }

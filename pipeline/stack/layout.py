@@ -17,12 +17,14 @@ from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
+from pipeline import settings
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 
 T = TypeVar("T", bound=Contract)
 
 LOOPBACK = "127.0.0.1"
+AIRFLOW_USER = "admin"
 MAX_SOCKET_FOLDER_CHARS = 80
 """The kernel takes 107 bytes for a socket's path; the longest name that is put into the folder needs 20."""
 
@@ -58,13 +60,18 @@ class Ports(Contract):
         return self.public.get(part, self.url(part))
 
 
-class Credentials(Contract):
-    """Secrets of this home. None of them leaves the machine."""
+class Access(Contract):
+    """What a client of the stack needs."""
 
     api_key: str
     """Of the gateway: `Authorization: Bearer …`."""
     airflow_user: str
     airflow_password: str
+
+
+class Credentials(Access):
+    """Secrets of this home. None of them leaves the machine."""
+
     airflow_jwt_secret: str
     airflow_fernet_key: str
     airflow_secret_key: str
@@ -215,6 +222,21 @@ class Layout:
         """
         return read_json(self.credentials_path, Credentials)
 
+    def access(self) -> Access:
+        """What a client of this home's stack needs: from the folder of secrets where there is one, else from the home.
+
+        Raises:
+            SpecError: it is not there.
+        """
+        folder = settings.load().secrets_path
+        if folder is None:
+            return self.credentials()
+        return Access(
+            api_key=read_secret(folder, "gateway_api_key"),
+            airflow_user=AIRFLOW_USER,
+            airflow_password=read_secret(folder, "airflow_password"),
+        )
+
     def ensure_credentials(self) -> Credentials:
         """The credentials of this home, generated if it has none."""
         if not self.credentials_path.exists():
@@ -231,6 +253,21 @@ def read_json(path: Path, kind: type[T]) -> T:
     except ValidationError as error:
         raise SpecError(
             f"{path} is damaged ({error}): remove it while the stack is down, then `./slipway up`"
+        ) from error
+
+
+def read_secret(folder: Path, name: str) -> str:
+    """A secret that is a file of its own.
+
+    Raises:
+        SpecError: this program was not given it.
+    """
+    try:
+        return (folder / name).read_text().strip()
+    except OSError as error:
+        raise SpecError(
+            f"cannot read the secret {folder / name}: {error.strerror}; `./slipway init` makes it;"
+            " which services can read it says docker-compose.yml"
         ) from error
 
 
@@ -260,7 +297,7 @@ def _free_ports(names: list[str], *, taken: set[int]) -> dict[str, int]:
 def _new_credentials() -> Credentials:
     return Credentials(
         api_key=f"slipway-{secrets.token_urlsafe(24)}",
-        airflow_user="admin",
+        airflow_user=AIRFLOW_USER,
         airflow_password=secrets.token_urlsafe(18),
         airflow_jwt_secret=secrets.token_urlsafe(48),
         airflow_fernet_key=_fernet_key(),

@@ -22,10 +22,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def read_json(url: str, params: dict[str, str] | None = None) -> Any:
-    """The JSON of a 200; None for any other answer, or none at all."""
+def read_json(url: str, params: dict[str, str] | None = None, login: tuple[str, str] | None = None) -> Any:
+    """The JSON of a 200; None for any other answer, or none at all. `login` is a user and a password."""
     try:
-        answer = client().get(url, params=params)
+        answer = client().get(url, params=params, auth=login)
     except httpx.TransportError:
         return None
     return answer.json() if answer.status_code == 200 else None

@@ -22,11 +22,11 @@ class Aliases(Contract):
     """The version that is served."""
 
 
-def open_client(tracking_uri: str) -> "httpx.AsyncClient":
-    """To be kept: making one reads the machine's certificates, which takes a while."""
+def open_client(tracking_uri: str, login: tuple[str, str] | None = None) -> "httpx.AsyncClient":
+    """To be kept: making one reads the machine's certificates, which takes a while. `login`: user and password."""
     import httpx
 
-    return httpx.AsyncClient(base_url=tracking_uri, timeout=TIMEOUT_S)
+    return httpx.AsyncClient(base_url=tracking_uri, auth=login, timeout=TIMEOUT_S)
 
 
 async def read_aliases(client: "httpx.AsyncClient") -> dict[str, Aliases]:

@@ -71,11 +71,12 @@ class ChampionTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         import httpx
 
-        tracking_uri = settings.load().tracking_uri
+        configured = settings.load()
+        tracking_uri = configured.tracking_uri
         if tracking_uri is None:
             raise RuntimeError("MLFLOW_TRACKING_URI is not set for the triggerer: nothing can tell it the champions")
         pause_s = self.poll_s
-        client = await asyncio.to_thread(open_client, tracking_uri)
+        client = await asyncio.to_thread(open_client, tracking_uri, configured.tracking_login)
         async with client:
             while True:
                 try:
