@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline.fleet.envoy_config import CANARY_HEADER
+from pipeline.fleet.envoy_routes import CANARY_HEADER
 
 MAX_TOKENS = 8
 MAX_ROWS = 400

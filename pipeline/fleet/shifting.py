@@ -14,7 +14,7 @@ import httpx
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.fleet.analysis import MIN_LATENCIES, AccessLog, Finding, Observation, judge
-from pipeline.fleet.envoy_config import PROBE_CLIENT
+from pipeline.fleet.envoy_routes import PROBE_CLIENT
 from pipeline.fleet.gateway import probe_key
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
 from pipeline.fleet.probes import ask, prompts_of

@@ -3,6 +3,7 @@
 import json
 
 from pipeline.fleet import envoy_config as config
+from pipeline.fleet.envoy_routes import COMPLETION_PATHS, PROBE_CLIENT, model_routes, route_table
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
 
 DIGEST = "0" * 64
@@ -30,7 +31,7 @@ MODEL = ModelFleet(
 
 
 def routes(models: dict[str, ModelFleet]) -> list[config.Json]:
-    found: list[config.Json] = config.route_table(models, KEYS)["virtual_hosts"][0]["routes"]
+    found: list[config.Json] = route_table(models, KEYS)["virtual_hosts"][0]["routes"]
     return found
 
 
@@ -39,18 +40,18 @@ def test_the_weights_become_weighted_clusters() -> None:
     weighted = [route for route in routes({"m": MODEL}) if "weighted_clusters" in route.get("route", {})]
     assert [route["route"]["weighted_clusters"]["clusters"] for route in weighted] == [
         [{"name": "m.g1", "weight": 75}, {"name": "m.g2", "weight": 25}]
-    ] * len(config.COMPLETION_PATHS)
-    alone = config.model_routes("/v1/completions", MODEL.changed(weights={1: 100, 2: 0}))[-1]
+    ] * len(COMPLETION_PATHS)
+    alone = model_routes("/v1/completions", MODEL.changed(weights={1: 100, 2: 0}))[-1]
     assert alone["route"]["weighted_clusters"]["clusters"] == [{"name": "m.g1", "weight": 100}]
 
 
 def test_only_the_probes_client_has_forced_routes() -> None:
     """They come before the weighted one and match on the client that the key gave."""
-    forced = config.model_routes("/v1/completions", MODEL)[:-1]
+    forced = model_routes("/v1/completions", MODEL)[:-1]
     assert [route["route"]["cluster"] for route in forced] == ["m.g2", "m.g1"]
     for route in forced:
         matched = {header["name"]: header["string_match"]["exact"] for header in route["match"]["headers"]}
-        assert matched["x-client-id"] == config.PROBE_CLIENT
+        assert matched["x-client-id"] == PROBE_CLIENT
 
 
 def test_a_canary_falls_back_on_what_serves_and_that_on_what_is_warm() -> None:
@@ -70,9 +71,7 @@ def test_before_anything_is_served_completions_answer_503() -> None:
     waiting = MODEL.changed(serving=None, weights={})
     for models in ({}, {"m": waiting}):
         answers = [
-            route["direct_response"]
-            for route in routes(models)
-            if route["match"].get("path") in config.COMPLETION_PATHS
+            route["direct_response"] for route in routes(models) if route["match"].get("path") in COMPLETION_PATHS
         ]
         assert {answer["status"] for answer in answers} == {503}
         assert json.loads(answers[0]["body"]["inline_string"])["error"]["code"] == "nothing_served"

@@ -1,0 +1,171 @@
+"""Which request goes where: Envoy's route table, made from the fleet's state. Pure: nothing here reads or writes.
+
+A request's model is what its body names (`json_to_metadata`, see envoy_config); each model's routes share the traffic
+between its deployments by weight. Moving traffic changes nothing but this table.
+"""
+
+import json
+
+from pipeline.fleet.envoy_config import (
+    API,
+    BAD_BODY,
+    FILTERS,
+    METADATA,
+    NO_MODEL,
+    Json,
+    cluster_name,
+    error_body,
+    extension,
+)
+from pipeline.fleet.state import ModelFleet
+
+COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
+HEALTH_PATH = "/healthz"
+CLIENT = "client"
+PROBE_CLIENT = "slipway-probe"
+"""Whose key may force a version with `x-slipway-canary`. The gateway writes `x-client-id` itself, from the key."""
+CANARY_HEADER = "x-slipway-canary"
+SESSION_HEADER = "x-slipway-session"
+"""Requests that name the same session stay on one version while the weights rise."""
+RETRIED_STATUS = (500, 503)
+"""What a replica answers that has failed or is about to end. Tried again on another one, so that a bad canary's
+errors are counted against it and yet reach no client while the stable version can answer."""
+
+
+def route_table(models: dict[str, ModelFleet], keys: dict[str, str]) -> Json:
+    """Which request goes where. `keys` gives each client's API key."""
+    serving = {name: model for name, model in sorted(models.items()) if model.weights}
+    completions = [route for path in COMPLETION_PATHS for route in completion_routes(path, serving)]
+    health = {**_exactly(HEALTH_PATH, "GET"), **_answer(200, {"status": "ok", "models": list(serving)})}
+    health["typed_per_filter_config"] = {
+        "envoy.filters.http.api_key_auth": {"@type": f"{API}.config.route.v3.FilterConfig", "disabled": True}
+    }
+    listing = [{"id": name, "object": "model", "owned_by": "slipway"} for name in serving]
+    refusal = error_body(f"no such path here; there are {', '.join(COMPLETION_PATHS)} and /v1/models", "unknown_path")
+    host = {
+        "name": "main",
+        "domains": ["*"],
+        "routes": [
+            health,
+            {**_exactly("/v1/models", "GET"), **_answer(200, {"object": "list", "data": listing})},
+            *completions,
+            {"match": {"prefix": "/"}, **_answer(404, refusal)},
+        ],
+        "typed_per_filter_config": {"envoy.filters.http.api_key_auth": api_keys(keys)},
+        "request_headers_to_remove": ["x-slipway-version", "x-slipway-model", "x-slipway-generation"],
+    }
+    return {
+        "@type": f"{API}.config.route.v3.RouteConfiguration",
+        "name": "main",
+        "virtual_hosts": [host],
+        "max_direct_response_body_size_bytes": 1 << 20,
+    }
+
+
+def api_keys(keys: dict[str, str]) -> Json:
+    """A key in any of the client's requests becomes `x-client-id`; whatever the client sent there is overwritten."""
+    return {
+        "@type": f"{FILTERS}.api_key_auth.v3.ApiKeyAuthPerRoute",
+        "credentials": [{"key": key, "client": client} for client, key in sorted(keys.items())],
+        "key_sources": [{"header": "Authorization"}],
+        "forwarding": {"header": "x-client-id", "hide_credentials": True},
+    }
+
+
+def completion_routes(path: str, serving: dict[str, ModelFleet]) -> list[Json]:
+    """The routes of one path: each model's, then a clear refusal of every other request."""
+    if not serving:
+        nothing = error_body("no model is served yet: release one, then retry", "nothing_served")
+        return [{**_exactly(path, "POST"), **_answer(503, nothing)}]
+    routes: list[Json] = []
+    for model in serving.values():
+        routes += model_routes(path, model)
+    known = ", ".join(serving)
+    for value, message, code in (
+        (NO_MODEL, f"the request names no `model`; served here: {known}", "missing_model"),
+        (BAD_BODY, "the request's body is no JSON object", "bad_request"),
+    ):
+        routes.append({"match": _with_model(path, value), **_answer(400, error_body(message, code))})
+    unknown = error_body(f"this model is not served here; served here: {known}", "model_not_found")
+    routes.append({**_exactly(path, "POST"), **_answer(404, unknown)})
+    return routes
+
+
+def model_routes(path: str, model: ModelFleet) -> list[Json]:
+    """A forced route for probes to each side, and the weighted one for everybody."""
+    routes = []
+    for word, side in (("always", model.canary), ("never", model.serving)):
+        if side is not None:
+            headers = [_header("x-client-id", PROBE_CLIENT), _header(CANARY_HEADER, word)]
+            action = {"cluster": cluster_name(model.name, side.deployment), **_route_action()}
+            routes.append({"match": _with_model(path, model.name, headers), "route": action})
+    clusters = [
+        {"name": cluster_name(model.name, generation), "weight": weight}
+        for generation, weight in sorted(model.weights.items())
+        if weight
+    ]
+    action = {
+        "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
+        "hash_policy": [{"header": {"header_name": SESSION_HEADER}}],
+        **_route_action(),
+    }
+    return [*routes, {"match": _with_model(path, model.name), "route": action}]
+
+
+def _route_action() -> Json:
+    """No deadline on a stream that flows; a retry on another host for what has not begun to answer.
+
+    `reset` may run a request twice: generating a completion again does no harm.
+    """
+    return {
+        "timeout": "0s",
+        "idle_timeout": "300s",
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retriable_status_codes": list(RETRIED_STATUS),
+            "num_retries": 3,
+            "per_try_idle_timeout": "120s",
+            "host_selection_retry_max_attempts": 5,
+            "retry_host_predicate": [
+                extension(
+                    "envoy.retry_host_predicates.previous_hosts", "retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                )
+            ],
+            "retry_priority": extension(
+                "envoy.retry_priorities.previous_priorities",
+                "retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+                update_frequency=1,
+            ),
+            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        },
+    }
+
+
+def _exactly(path: str, method: str) -> Json:
+    return {"match": {"path": path, "headers": [_header(":method", method)]}}
+
+
+def _with_model(path: str, name: str, headers: list[Json] | None = None) -> Json:
+    matcher = {"filter": METADATA, "path": [{"key": "model"}], "value": {"string_match": {"exact": name}}}
+    return {
+        "path": path,
+        "headers": [_header(":method", "POST"), *(headers or [])],
+        "dynamic_metadata": [matcher],
+    }
+
+
+def _header(name: str, value: str) -> Json:
+    return {"name": name, "string_match": {"exact": value}}
+
+
+def _answer(status: int, body: Json) -> Json:
+    text = json.dumps(body) + "\n"
+    return {
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+        "response_headers_to_add": [
+            {
+                "header": {"key": "content-type", "value": "application/json"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
+    }
