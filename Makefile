@@ -1,9 +1,11 @@
 # Slipway: `make demo` shows everything, `make test` checks everything.
 PYTHON ?= python3.11
 SETUP = infra/setup/environments.py
+VARIANT ?= cpu
+BASE_IMAGE ?= python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-tests demo up down test lint bench clean
+.PHONY: help python setup setup-tests demo up down images test lint bench clean
 
 help:  ## Show this list
 	@echo "Slipway: from a data set to a serving fleet."
@@ -29,6 +31,9 @@ up: setup  ## Start the local stack, or repair it
 
 down:  ## Stop everything that runs
 	@./slipway down
+
+images: python  ## Build the three container images (VARIANT=cuda: for GPUs)
+	@PYTHONPATH=. $(PYTHON) infra/setup/images.py --variant $(VARIANT) --base-image $(BASE_IMAGE)
 
 test: setup-tests  ## Lint, types, import rules, and all tests
 	@$(PYTHON) infra/setup/check.py

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pip_settings
@@ -38,15 +38,18 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """One environment: its pinned list, what its tests need, and a local package that nothing else provides."""
+    """One environment: its pinned list, what its tests need, and a local package that the CPU's list alone needs."""
 
     name: str
     tests: str
     local_package: str | None = None
+    variant: str = "cpu"
+    place: Path | None = None
+    """Where it is made, if not among the others: in an image there is only one."""
 
     @property
     def path(self) -> Path:
-        return VENVS / self.name
+        return self.place or VENVS / self.name
 
     @property
     def python(self) -> Path:
@@ -54,11 +57,17 @@ class Environment:
 
     @property
     def lock(self) -> Path:
-        return REQUIREMENTS / f"{self.name}.txt"
+        """The variant's own list where there is one: most packages know nothing of GPUs."""
+        own = REQUIREMENTS / f"{self.name}-{self.variant}.txt"
+        return own if own.exists() else REQUIREMENTS / f"{self.name}.txt"
+
+    @property
+    def local_folder(self) -> Path | None:
+        return REQUIREMENTS / self.local_package if self.local_package and self.variant == "cpu" else None
 
     def wanted(self, *, tests: bool) -> dict[str, str]:
         """What the stamp says when there is nothing left to do."""
-        paths = [self.lock, *([REQUIREMENTS / self.local_package / "pyproject.toml"] if self.local_package else [])]
+        paths = [self.lock, *([self.local_folder / "pyproject.toml"] if self.local_folder else [])]
         stamp = {"lock": _digest(*paths)}
         return stamp | {"tests": _digest(REQUIREMENTS / self.tests)} if tests else stamp
 
@@ -83,20 +92,28 @@ ENVIRONMENTS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="install what testing needs, too")
+    names = [environment.name for environment in ENVIRONMENTS]
+    parser.add_argument("--only", choices=names, help="make one environment (an image's build does)")
+    parser.add_argument("--variant", choices=("cpu", "cuda"), default="cpu", help="of --only: the processor it is for")
+    parser.add_argument("--place", type=Path, help="of --only: where to make it")
     options = parser.parse_args()
+    chosen = ENVIRONMENTS
+    if options.only:
+        named = ENVIRONMENTS[names.index(options.only)]
+        chosen = (replace(named, variant=options.variant, place=options.place),)
     try:
-        set_up(tests=options.tests)
+        set_up(chosen, tests=options.tests)
     except SetupError as error:
         print(f"set-up stopped: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def set_up(*, tests: bool) -> None:
+def set_up(environments: tuple[Environment, ...], *, tests: bool) -> None:
     VENVS.mkdir(parents=True, exist_ok=True)
     with (VENVS / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = [found for found in ENVIRONMENTS if not found.is_current(tests=tests)]
+        missing = [found for found in environments if not found.is_current(tests=tests)]
         if not missing:
             return
         check_machine()
@@ -155,17 +172,16 @@ class Uv:
 
     def offers_cpu_torch(self) -> bool:
         """Whether the configured indexes and folders hold a CPU build of torch."""
-        listing = REQUIREMENTS / "model.in"
         python = f"--python-version={'.'.join(map(str, PYTHON_VERSION))}"
-        command = ("pip", "compile", python, "--no-deps", "--no-header", *self.options.arguments, str(listing))
-        done = self._run(command)
+        command = ("pip", "compile", python, "--no-deps", "--no-header", *self.options.arguments, "-")
+        done = self._run(command, given=TORCH)
         return any(line.startswith(TORCH) and "+cpu" in line for line in done.stdout.splitlines())
 
-    def _run(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+    def _run(self, arguments: tuple[str, ...], given: str = "") -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [str(self.path), *arguments],
             env={**os.environ, **self.options.variables, "UV_NO_PROGRESS": "1", "VIRTUAL_ENV": ""},
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             check=False,
@@ -183,14 +199,14 @@ def make(environment: Environment, uv: Uv, *, tests: bool) -> None:
         if not environment.python.exists():
             uv.run("venv", "--quiet", "--clear", "--no-project", "--python", sys.executable, str(environment.path))
         lists_torch = any(line.startswith("torch==") for line in environment.lock.read_text().splitlines())
-        backend = ["--torch-backend", "cpu"] if lists_torch and not uv.offers_cpu_torch() else []
+        for_cpu = lists_torch and environment.variant == "cpu"
+        backend = ["--torch-backend", "cpu"] if for_cpu and not uv.offers_cpu_torch() else []
         uv.run("pip", "sync", "--python", str(environment.python), *options, *backend, str(environment.lock))
         if lists_torch:
             check_torch(environment)
-        if environment.local_package:
-            package = str(REQUIREMENTS / environment.local_package)
+        if environment.local_folder:
             flags = ["--no-build-isolation", "--no-deps"]
-            uv.run("pip", "install", "--python", str(environment.python), *flags, package)
+            uv.run("pip", "install", "--python", str(environment.python), *flags, str(environment.local_folder))
     if tests:
         listing = str(REQUIREMENTS / environment.tests)
         uv.run("pip", "install", "--python", str(environment.python), *options, "--no-deps", "-r", listing)
@@ -199,14 +215,21 @@ def make(environment: Environment, uv: Uv, *, tests: bool) -> None:
 
 
 def check_torch(environment: Environment) -> None:
-    """Refuses a torch that was built for CUDA: its libraries are not in the lists, so it could not be imported."""
+    """Refuses a torch of the other variant: a CUDA build's libraries are not in the CPU's lists, so it could not be
+    imported; a CPU build would leave the GPU idle."""
     version = next(environment.path.glob("lib/python*/site-packages/torch/version.py")).read_text()
-    if "+cpu" not in version:
+    if ("+cpu" in version) == (environment.variant == "cpu"):
+        return
+    if environment.variant == "cpu":
         raise SetupError(
             f"{environment.name}: the package index gave a torch that is no CPU build. Tell pip where to find one,"
             f" e.g. `pip config set global.extra-index-url ADDRESS` with the address of PyTorch's index of CPU wheels"
             f" (or global.find-links with a folder that holds one); remove {environment.path}; run `make setup` again"
         )
+    raise SetupError(
+        f"{environment.name}: the package index gave a CPU build of torch, expected one for CUDA. Take the index of CPU"
+        f" wheels out of pip's configuration (`pip config list`) for this build, and build again"
+    )
 
 
 def _install_uv() -> Path:

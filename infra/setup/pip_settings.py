@@ -5,12 +5,21 @@ uv reads none of pip's files and none of its PIP_… variables. What the user se
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIN_TIMEOUT_S = 120
+
+PLACES = (
+    ("index-url", "--default-index", ("UV_DEFAULT_INDEX", "UV_INDEX_URL")),
+    ("extra-index-url", "--index", ("UV_INDEX", "UV_EXTRA_INDEX_URL")),
+    ("find-links", "--find-links", ("UV_FIND_LINKS",)),
+    ("trusted-host", "--allow-insecure-host", ("UV_INSECURE_HOST",)),
+)
+"""What pip calls where packages come from, uv's option for it, and uv's variables."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +60,28 @@ def from_variables(environ: Mapping[str, str]) -> dict[str, str]:
 def uv_options(settings: Mapping[str, str], environ: Mapping[str, str]) -> UvOptions:
     """`settings` of pip in uv's terms, leaving out what `environ` sets for uv itself."""
     arguments: list[str] = []
-    for name, option, variables in (
-        ("index-url", "--default-index", ("UV_DEFAULT_INDEX", "UV_INDEX_URL")),
-        ("extra-index-url", "--index", ("UV_INDEX", "UV_EXTRA_INDEX_URL")),
-        ("find-links", "--find-links", ("UV_FIND_LINKS",)),
-        ("trusted-host", "--allow-insecure-host", ("UV_INSECURE_HOST",)),
-    ):
+    for name, option, variables in PLACES:
         if not any(environ.get(variable) for variable in variables):
             arguments += [part for value in settings.get(name, "").split() for part in (option, value)]
-    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+    if is_on(settings, "no-index"):
         arguments.append("--no-index")
     # pip looks at all indexes and takes the best version; uv by default only at the first that knows the name.
     arguments += ["--index-strategy", "unsafe-best-match"]
     return UvOptions(tuple(arguments), _variables(settings, environ))
+
+
+def is_on(settings: Mapping[str, str], name: str) -> bool:
+    return settings.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def with_uv(settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """`settings` of pip, with what `environ` sets for uv in the place of pip's: for a build that sees neither."""
+    merged = dict(settings)
+    for name, _, variables in PLACES:
+        found = next((environ[variable] for variable in variables if environ.get(variable)), "")
+        if found:
+            merged[name] = " ".join(re.sub(r"^[\w-]+=", "", value) for value in re.split(r"[\s,]+", found) if value)
+    return merged
 
 
 def _variables(settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -59,3 +59,43 @@ def test_a_vanished_interpreter_makes_it_anew(environment: object) -> None:
     stamp(environment, tests=False)
     environment.python.unlink()  # type: ignore[attr-defined]
     assert not environment.is_current(tests=False)  # type: ignore[attr-defined]
+
+
+def test_a_variant_takes_its_own_list_where_there_is_one(environment: object, tmp_path: Path) -> None:
+    """Most packages know nothing of GPUs, and the empty distribution stands in for the CPU's engine alone."""
+    import environments
+
+    (tmp_path / "serve.txt").write_text("torch==1\n")
+    (tmp_path / "serve-cuda.txt").write_text("torch==1\nnvidia-nccl==2\n")
+    serve, cuda = (environments.Environment("serve", "t", "alias", variant=name) for name in ("cpu", "cuda"))
+
+    assert (serve.lock.name, cuda.lock.name) == ("serve.txt", "serve-cuda.txt")
+    assert (serve.local_folder, cuda.local_folder) == (tmp_path / "alias", None)
+    assert environments.Environment("control", "t", variant="cuda").lock.name == "control.txt"
+
+
+@pytest.mark.parametrize(
+    ("variant", "version", "message"),
+    [
+        ("cpu", "2.0+cpu", None),
+        ("cuda", "2.0+cu130", None),
+        ("cpu", "2.0+cu130", "no CPU build"),
+        ("cuda", "2.0+cpu", "expected one for CUDA"),
+    ],
+)
+def test_a_torch_for_the_other_processor_is_refused(
+    environment: object, tmp_path: Path, variant: str, version: str, message: str | None
+) -> None:
+    """It could not be imported, or would leave the GPU idle."""
+    import environments
+
+    made = environments.Environment("model", "t", variant=variant, place=tmp_path / "venv")
+    file = made.path / "lib" / "python3.11" / "site-packages" / "torch" / "version.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"__version__ = '{version}'\n")
+
+    if message:
+        with pytest.raises(environments.SetupError, match=message):
+            environments.check_torch(made)
+    else:
+        environments.check_torch(made)
