@@ -82,6 +82,23 @@ def down() -> None:
 
 
 @app.command()
+def init(
+    rotate: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make this secret anew, and say which services to start again.")
+    ] = None,
+) -> None:
+    """Prepare docker compose: make `.env` and the files of `secrets/` that are missing.
+
+    Example: `slipway init --rotate gateway_api_key`
+    """
+    from pipeline.settings import ROOT
+    from pipeline.stack import compose_init
+
+    for line in compose_init.rotate(ROOT, rotate) if rotate else compose_init.initialise(ROOT):
+        print(line)
+
+
+@app.command()
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")] = False,
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
+from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.stack.layout import Layout
@@ -69,6 +70,16 @@ def probe_key(layout: Layout) -> str:
     return path.read_text()
 
 
+def client_key(layout: Layout) -> str:
+    """The key of clients: in a home that is shared with containers, a file that holds nothing else."""
+    path = client_key_path(layout)
+    return path.read_text() if path.exists() else layout.access().api_key
+
+
+def client_key_path(layout: Layout) -> Path:
+    return layout.fleet_path / "client_key"
+
+
 class HostFigures(Contract):
     """What Envoy counted for one replica in one cluster; every attempt counts, also those that a retry mended."""
 
@@ -112,7 +123,7 @@ class Gateway:
         """The files for `models`, without asking Envoy: for before it runs."""
         self._write_endpoints(models)
         self._write_resources("cds", self._clusters(models))
-        self._write_resources("rds", [config.route_table(models, self._keys())])
+        self._write_resources("rds", [routes.route_table(models, self._keys())])
 
     def apply(self) -> None:
         """Brings Envoy to the fleet's state. The caller holds the lock, or runs the only rollout.
@@ -128,7 +139,7 @@ class Gateway:
         leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
         self._write_endpoints(models)
         self._bring("cds", [*wanted, *leaving])
-        self._bring("rds", [config.route_table(models, self._keys())])
+        self._bring("rds", [routes.route_table(models, self._keys())])
         if leaving:
             self._bring("cds", wanted)
         for path in self.eds_path.glob("[!.]*.json"):
@@ -136,7 +147,7 @@ class Gateway:
                 path.unlink()
 
     def _keys(self) -> dict[str, str]:
-        return {config.CLIENT: self.layout.credentials().api_key, config.PROBE_CLIENT: probe_key(self.layout)}
+        return {routes.CLIENT: client_key(self.layout), routes.PROBE_CLIENT: probe_key(self.layout)}
 
     def _clusters(self, models: dict[str, ModelFleet]) -> list[config.Json]:
         return [

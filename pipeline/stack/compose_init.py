@@ -1,0 +1,146 @@
+"""Makes what `docker compose up` needs and no repository should hold: `.env` and the files below `secrets/`.
+
+    python3 -m pipeline.stack.compose_init [--rotate NAME]
+
+Standard library only, so that it runs before anything is installed; `./slipway init` does the same. What is there
+stays as it is. The folder is the owner's alone; the files in it can be read by all, because the services run as
+other users and docker hands them the file as it is.
+"""
+
+import argparse
+import base64
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import SlipwayError, SpecError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOCKET = Path("/var/run/docker.sock")
+AIRFLOW = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
+CLIENTS = (*AIRFLOW, "jobs")
+"""They use MLflow and the store, or start steps that do."""
+
+Kind = Literal["password", "fernet", "api_key"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secret:
+    """One file below `secrets/`."""
+
+    name: str
+    kind: Kind = "password"
+    restart: tuple[str, ...]
+    """The services that have to start anew when it changes, those that others wait for first."""
+    first: str = ""
+    """A command that has to be run before that."""
+    then: str = ""
+    """A command that has to be run after that."""
+
+
+SECRETS = (
+    Secret(
+        name="postgres_password",
+        restart=("postgres", "setup"),
+        first="docker compose exec -T postgres sh /opt/slipway/set-password.sh < secrets/postgres_password",
+    ),
+    Secret(name="airflow_database_password", restart=("setup", "airflow-init", *AIRFLOW)),
+    Secret(name="mlflow_database_password", restart=("setup", "mlflow")),
+    Secret(name="airflow_password", restart=("airflow-api-server",)),
+    Secret(
+        name="airflow_fernet_key",
+        kind="fernet",
+        restart=("airflow-init", *AIRFLOW),
+        then="docker compose exec airflow-scheduler python -m pipeline.stack.in_compose airflow rotate-fernet-key",
+    ),
+    Secret(name="airflow_secret_key", restart=("airflow-init", *AIRFLOW)),
+    Secret(name="airflow_jwt_secret", restart=("airflow-init", *AIRFLOW)),
+    Secret(name="mlflow_admin_password", restart=("mlflow", *CLIENTS)),
+    Secret(name="mlflow_secret_key", restart=("mlflow",)),
+    Secret(name="s3_access_key", restart=("s3", "setup", "mlflow", *CLIENTS)),
+    Secret(name="s3_secret_key", restart=("s3", "setup", "mlflow", *CLIENTS)),
+    Secret(name="gateway_api_key", kind="api_key", restart=("gateway",)),
+    Secret(name="grafana_password", restart=("grafana",)),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rotate", metavar="NAME", help="make this secret anew, and say what to start again")
+    options = parser.parse_args(arguments)
+    try:
+        for line in rotate(ROOT, options.rotate) if options.rotate else initialise(ROOT):
+            print(line)
+    except SlipwayError as error:
+        print(f"slipway: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def initialise(root: Path, socket: Path = SOCKET) -> list[str]:
+    """Makes what is missing in the checkout `root`; says what it did, a line each."""
+    said = []
+    if not (root / ".env").exists():
+        _write(root / ".env", _environment((root / ".env.example").read_text(), socket), 0o600)
+        said.append("made .env: ports, images and sizes; look through it")
+    folder = root / "secrets"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
+    made = [secret for secret in SECRETS if not (folder / secret.name).exists()]
+    for secret in made:
+        _write(folder / secret.name, generate(secret.kind), 0o644)
+    if made:
+        said.append(f"made {len(made)} secrets in {folder}: {', '.join(secret.name for secret in made)}")
+    return said or ["everything is there already: `docker compose up --wait` starts the stack"]
+
+
+def rotate(root: Path, name: str) -> list[str]:
+    """Replaces one secret; says which commands make it count.
+
+    Raises:
+        SpecError: there is no such secret, or it was never made.
+    """
+    secret = next((known for known in SECRETS if known.name == name), None)
+    if secret is None:
+        raise SpecError(f"there is no secret {name!r}; expected one of {', '.join(known.name for known in SECRETS)}")
+    path = root / "secrets" / name
+    if not path.exists():
+        raise SpecError(f"{path} does not exist, so there is nothing to replace: run `./slipway init`")
+    fresh = generate(secret.kind)
+    # Airflow encrypts with the first key and decrypts with any, until everything is encrypted anew.
+    _write(path, f"{fresh},{path.read_text().partition(',')[0]}" if secret.kind == "fernet" else fresh, 0o644)
+    commands = (secret.first, f"docker compose up --detach --force-recreate {' '.join(secret.restart)}", secret.then)
+    return [f"made a new {name}; to make it count:", *(f"  {command}" for command in commands if command)]
+
+
+def generate(kind: Kind) -> str:
+    """Random, and safe in a URL: database passwords stand in one."""
+    if kind == "fernet":
+        return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    return ("slipway-" if kind == "api_key" else "") + secrets.token_urlsafe(32)
+
+
+def _environment(example: str, socket: Path) -> str:
+    """The example with this machine's own values: the group that may use the Docker socket."""
+    if not socket.exists():
+        raise SpecError(f"there is no {socket}: start the Docker engine, then run this again")
+    name = "SLIPWAY_DOCKER_GID"
+    lines = [f"{name}={socket.stat().st_gid}" if line.startswith(f"{name}=") else line for line in example.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replaces `path` in one move."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
