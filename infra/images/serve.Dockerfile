@@ -18,6 +18,10 @@ RUN groupadd --gid 10001 slipway \
     && useradd --uid 10001 --gid slipway --no-create-home --home-dir /tmp --shell /usr/sbin/nologin slipway \
     && install -d -o slipway -g slipway /var/lib/slipway
 
+# vLLM's kernels want libnuma; every other library comes with its wheel.
+RUN ldconfig -p | grep -q libnuma.so.1 \
+    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*; }
+
 # Compiled to bytecode here, since a container's file system is read-only. Killed and run again, it starts anew.
 ARG VARIANT=cpu
 RUN --mount=type=bind,from=lists,target=/build,rw \
