@@ -63,7 +63,7 @@ class S3Store(Store):
         self.uri = uri.rstrip("/")
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
-        self.client = _client(settings.load().s3_endpoint)
+        self.client = open_client(settings.load().s3_endpoint)
 
     def read(self, name: str) -> bytes | None:
         with self._asking("read", name):
@@ -233,7 +233,7 @@ class S3Store(Store):
 
 
 @functools.lru_cache
-def _client(endpoint: str | None) -> Any:
+def open_client(endpoint: str | None) -> Any:
     """boto3's client; safe to share between threads, and slow to make."""
     config = Config(
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},

@@ -158,6 +158,8 @@ def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool) -
     return {
         "@type": f"{API}.config.cluster.v3.Cluster",
         "name": name,
+        # In its figures: a dot would end the name there.
+        "alt_stat_name": name.replace(".", "/"),
         "type": "EDS",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",

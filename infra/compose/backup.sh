@@ -1,0 +1,17 @@
+#!/bin/sh
+# Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes and logs.
+#
+#   infra/compose/backup.sh FOLDER      while the stack runs; quiet hours give a backup of one moment
+#
+# Keep secrets/ and .env as well, in another place: they are not in the folder.
+set -eu
+folder=${1:?the folder to make}
+umask 077
+mkdir -p "$folder"
+for database in airflow mlflow mlflow_auth; do
+    docker compose exec -T postgres pg_dump -U slipway --format=custom "$database" >"$folder/$database.dump"
+done
+docker compose run --rm -T --no-deps --entrypoint python cli \
+    -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup save >"$folder/bucket.tar"
+docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -cf - recipes logs >"$folder/home.tar"
+ls -l "$folder"

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Puts back what backup.sh saved, into a stack that runs or an empty one: databases are replaced, objects of the bucket
+# are added.
+#
+#   infra/compose/restore.sh FOLDER
+#
+# The secrets have to be those of the saved stack, or Airflow cannot read what it encrypted.
+set -eu
+folder=${1:?the folder that backup.sh made}
+for name in airflow.dump mlflow.dump mlflow_auth.dump bucket.tar home.tar; do
+    [ -s "$folder/$name" ] || { echo "there is no $folder/$name: is $folder a folder of backup.sh?" >&2; exit 65; }
+done
+docker compose up --detach --wait postgres s3
+docker compose up setup
+docker compose stop mlflow airflow-api-server airflow-scheduler airflow-dag-processor airflow-triggerer jobs
+for database in airflow mlflow mlflow_auth; do
+    docker compose exec -T postgres dropdb -U slipway --force "$database"
+    docker compose exec -T postgres createdb -U slipway --owner "${database%_auth}" "$database"
+    docker compose exec -T postgres pg_restore -U slipway --exit-on-error --dbname "$database" <"$folder/$database.dump"
+done
+docker compose run --rm -T --no-deps --entrypoint python cli \
+    -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup load <"$folder/bucket.tar"
+docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -xf - <"$folder/home.tar"
+docker compose up --detach --wait
