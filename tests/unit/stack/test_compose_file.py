@@ -1,0 +1,118 @@
+"""docker-compose.yml says the same as the code, and keeps the promises of docs/adr/0096 to 0098."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.images import default_tag
+from pipeline.settings import ROOT
+from pipeline.stack import compose_services
+from pipeline.stack.compose_init import SECRETS
+
+TEXT = (ROOT / "docker-compose.yml").read_text()
+PROJECT: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
+EXAMPLE = dict(
+    line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line and line[0] != "#"
+)
+
+
+def test_every_secret_is_made_by_init_and_used_by_somebody() -> None:
+    """Neither a missing file at the first start nor one that nobody reads."""
+    used = {name for service in SERVICES.values() for name in service.get("secrets", ())}
+    assert set(PROJECT["secrets"]) == {secret.name for secret in SECRETS} == used
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.name)
+def test_rotating_a_secret_restarts_everyone_who_reads_it(secret: Any) -> None:
+    """But the command line, which reads it anew at each call."""
+    readers = {name for name, service in SERVICES.items() if secret.name in service.get("secrets", ())} - {"cli"}
+    assert readers <= {*secret.restart, "airflow-init"}
+    assert set(secret.restart) <= SERVICES.keys()
+
+
+def test_variables_are_documented_with_the_value_that_they_take_by_themselves() -> None:
+    """`.env.example` is the list of what can be set."""
+    used = dict(re.findall(r"\$\{(SLIPWAY_\w+):-([^${}]*)\}", TEXT))
+    used.pop("SLIPWAY_CONTROL_IMAGE", None)
+    assert {name: EXAMPLE.get(name) for name in used} == used
+    required = set(re.findall(r"\$\{(SLIPWAY_\w+)", TEXT))
+    assert EXAMPLE.keys() == required
+
+
+def test_images_are_pinned_and_ours_are_of_this_release() -> None:
+    """Nothing is `latest`, and a new release changes the names."""
+    for name, image in EXAMPLE.items():
+        if name.endswith("_IMAGE"):
+            assert re.search(r":v?\d+\.\d+", image), f"{name}={image}"
+    assert EXAMPLE["SLIPWAY_IMAGE_TAG"] == default_tag()
+    assert EXAMPLE["SLIPWAY_CONTROL_IMAGE"] == f"slipway/control:{default_tag()}"
+
+
+def test_only_the_agent_has_the_docker_socket_and_it_has_no_network() -> None:
+    """Who has the socket has the machine."""
+    with_socket = [name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes"))]
+    assert with_socket == ["jobs"]
+    assert SERVICES["jobs"]["network_mode"] == "none"
+
+
+def test_every_container_may_do_as_little_as_possible() -> None:
+    """Read-only, without capabilities, not as root; but for the one that gives new volumes their owner."""
+    for name, service in SERVICES.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert "privileged" not in service, name
+        if name != "volumes":
+            assert not service.get("cap_add"), name
+            assert not str(service.get("user", "1")).startswith("0"), name
+    assert SERVICES["volumes"]["network_mode"] == "none"
+    assert SERVICES["volumes"]["cap_add"] == ["CHOWN"]
+
+
+def test_ports_are_published_on_loopback_alone() -> None:
+    """And only from the network that is for it."""
+    for name, service in SERVICES.items():
+        for published in service.get("ports", ()):
+            assert published.startswith("127.0.0.1:"), name
+            assert "edge" in service["networks"], name
+    networks = PROJECT["networks"]
+    assert networks["data"]["internal"] is True
+    assert networks["fleet"]["internal"] is True
+    assert networks["jobs"]["internal"] == "${SLIPWAY_JOBS_INTERNAL:-true}"
+
+
+def test_what_runs_for_long_is_checked_and_waited_for() -> None:
+    """`up --wait` means that all of it works."""
+    for name, service in SERVICES.items():
+        if service["restart"] == "unless-stopped":
+            assert service["healthcheck"]["test"], name
+        for other, wanted in service.get("depends_on", {}).items():
+            ends = SERVICES[other]["restart"] == "no"
+            assert wanted["condition"] == ("service_completed_successfully" if ends else "service_healthy"), name
+
+
+def test_the_code_finds_the_services_where_they_are() -> None:
+    """Names, ports and addresses."""
+    settings = PROJECT["x-settings"]
+    assert set(compose_services.HOSTS.values()) <= SERVICES.keys()
+    assert compose_services.POSTGRES_HOST in SERVICES
+    assert settings["MLFLOW_TRACKING_URI"] == f"http://mlflow:{compose_services.PORTS['mlflow']}"
+    for part, port in compose_services.PUBLISHED.items():
+        name = f"SLIPWAY_PORT_{part.upper()}"
+        assert settings[name] == f"${{{name}:-{port}}}"
+        inside = compose_services.PORTS[part]
+        published = SERVICES[compose_services.HOSTS[part]]["ports"]
+        assert published == [f"127.0.0.1:${{{name}:-{port}}}:{inside}"]
+    scraped = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert scraped[0]["static_configs"][0]["targets"] == [f"gateway:{compose_services.PORTS['gateway_admin']}"]
+
+
+def test_the_registry_free_images_are_for_the_same_services() -> None:
+    """The overlay changes where images come from and nothing else."""
+    overlay = yaml.safe_load((ROOT / "infra" / "compose" / "registry-free.yml").read_text())["services"]
+    assert {key for service in overlay.values() for key in service} == {"build", "profiles"}
+    official = {name for name, service in SERVICES.items() if "SLIPWAY_CONTROL_IMAGE" not in service["image"]}
+    assert set(overlay) == official
