@@ -9,14 +9,19 @@ A test whose part is missing is left out, and the summary's last lines say which
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+BASE_IMAGE = "python:3.11-slim-bookworm"
 USER_SETTINGS = (
     "MLFLOW_TRACKING_URI",
+    "SLIPWAY_AGENT",
+    "SLIPWAY_BACKEND",
     "SLIPWAY_JOB_ID",
     "SLIPWAY_NODES",
     "SLIPWAY_NODE_RANK",
@@ -53,12 +58,22 @@ def _has_data() -> bool:
     return bool(folder) and (Path(folder or "") / "banking77-train.jsonl").is_file()
 
 
+@cache
+def _has_docker() -> bool:
+    """An engine that answers, and holds the image from which ours are built: tests download nothing."""
+    if not _has_programs("docker"):
+        return False
+    command = ["docker", "image", "inspect", BASE_IMAGE]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 PARTS = {
     "radosgw": Part(
         lambda: _has_programs("radosgw", "ceph-mon", "ceph-osd", "ceph", "radosgw-admin"),
         "radosgw is not installed (apt install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common)",
     ),
     "chromium": Part(_has_chromium, "chromium is not installed (apt install chromium)"),
+    "docker": Part(_has_docker, f"Docker is not there, or not the image {BASE_IMAGE} (docker pull {BASE_IMAGE})"),
     "data": Part(_has_data, "SLIPWAY_TEST_DATA names no folder with banking77-train.jsonl"),
 }
 

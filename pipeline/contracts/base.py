@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
@@ -25,6 +25,8 @@ class Contract(BaseModel):
     """Immutable, and closed to fields that it does not know. Infinity and NaN have no canonical form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    outside_key: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where and with what a step runs, not what it makes: no key depends on them."""
 
 
 class Content(Contract):
@@ -72,8 +74,9 @@ def _identity(value: Any) -> Any:
     """`value` as plain JSON with every `Content` reduced to its digest."""
     if isinstance(value, Content):
         return value.digest
-    if isinstance(value, BaseModel):
-        return {name: _identity(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Contract):
+        names = [name for name in type(value).model_fields if name not in value.outside_key]
+        return {name: _identity(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {str(name): _identity(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """The recipe: the user's one file that says what to release. See infra/recipes/ for complete ones."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -247,8 +247,34 @@ class Deadlines(Contract):
     promote_s: PositiveInt = 600
 
 
+class StepResources(Contract):
+    """What a step's container may use at most; for a step of several nodes, each of them. None: no limit.
+
+    Steps that are processes of the machine are not limited.
+    """
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(ge=0.01)] | None = None
+    shm_gb: Annotated[float, Field(gt=0)] | None = None
+    """Of /dev/shm, through which the processes of a training or an inference engine exchange data."""
+
+
+class Resources(Contract):
+    """The limits of the steps' containers."""
+
+    control: StepResources = StepResources(memory_gb=4)
+    """Of the steps that neither train nor evaluate: plan, validate, register, promote."""
+    finetune: StepResources = StepResources(memory_gb=8, shm_gb=1)
+    """Of each node."""
+    evaluate: StepResources = StepResources(memory_gb=8, shm_gb=1)
+    """Of evaluate and evaluate_compressed."""
+    compress: StepResources = StepResources(memory_gb=8, shm_gb=1)
+
+
 class Recipe(Contract):
     """One release, from the data set to the fleet."""
+
+    outside_key: ClassVar[frozenset[str]] = frozenset({"resources"})
 
     name: Name
     """The registered model's name in MLflow, and what clients send as `model`."""
@@ -265,6 +291,7 @@ class Recipe(Contract):
     promote: Promote = Promote()
     rollout: Rollout = Rollout()
     deadlines: Deadlines = Deadlines()
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _kernels_accept(self) -> Self:

@@ -35,7 +35,10 @@ def is_loopback(host: str) -> bool:
 
 
 def threads_per_rank(settings: Settings, procs_per_node: int) -> int:
-    """The machine's cores, shared among the ranks on it: all of them where the nodes meet on loopback."""
+    """The node's cores, shared among its ranks: those it was given, else the machine's, which nodes that meet on
+    loopback share."""
+    if settings.cpus:
+        return max(1, settings.cpus // procs_per_node)
     nodes_here = settings.nodes if settings.rendezvous and is_loopback(_host(settings.rendezvous)) else 1
     return max(1, len(os.sched_getaffinity(0)) // (procs_per_node * nodes_here))
 

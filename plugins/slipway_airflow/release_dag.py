@@ -11,6 +11,7 @@ from airflow.sdk import DAG, TriggerRule
 from pipeline import recipe_files
 from pipeline.contracts import release
 from pipeline.contracts.base import ModelRef, Spec
+from pipeline.contracts.recipe import Resources
 from pipeline.contracts.specs import EvaluateCompressedResult, PlanResult, PlanSpec
 from pipeline.errors import SpecError
 from slipway_airflow.operators.approve import ApproveOperator, approved_by
@@ -19,7 +20,7 @@ from slipway_airflow.params import release_params
 from slipway_airflow.upstream import Upstream, Work
 
 PLAN_DEADLINE_S = 300.0
-"""The plan reads the recipe, so the recipe's own limit is not known yet."""
+"""The plan reads the recipe, so the recipe's own limits are not known yet."""
 
 
 def release_dag(*, dag_id: str, schedule: str | None = None, recipe: str | None = None) -> DAG:
@@ -61,7 +62,13 @@ def plan_work(upstream: Upstream) -> Work:
     path = recipe_files.resolve_recipe(params["recipe"], upstream.settings.home_path)
     fields = recipe_files.apply_overrides(recipe_files.load_recipe(path), _overrides(params), folder=path.parent)
     spec = PlanSpec(recipe=fields, request_id=upstream.run_id)
-    return Work(spec=spec, deadline_s=PLAN_DEADLINE_S, release=str(fields.get("name", "slipway")))
+    return Work(
+        spec=spec,
+        deadline_s=PLAN_DEADLINE_S,
+        release=str(fields.get("name", "slipway")),
+        resources=Resources().control,
+        resources_field="resources.control",
+    )
 
 
 def validate_work(upstream: Upstream) -> Work:
@@ -72,19 +79,19 @@ def validate_work(upstream: Upstream) -> Work:
 def finetune_work(upstream: Upstream) -> Work:
     plan = _plan(upstream)
     spec = release.finetune_spec(plan, upstream.ref("validate"))
-    return _work(plan, spec, plan.recipe.deadlines.finetune_s, nodes=plan.recipe.finetune.nodes)
+    return _work(plan, spec, plan.recipe.deadlines.finetune_s, uses="finetune", nodes=plan.recipe.finetune.nodes)
 
 
 def evaluate_work(upstream: Upstream) -> Work:
     plan = _plan(upstream)
     spec = release.evaluate_spec(plan, upstream.ref("validate"), upstream.ref("finetune"))
-    return _work(plan, spec, plan.recipe.deadlines.evaluate_s)
+    return _work(plan, spec, plan.recipe.deadlines.evaluate_s, uses="evaluate")
 
 
 def compress_work(upstream: Upstream) -> Work:
     plan = _plan(upstream)
     spec = release.compress_spec(plan, upstream.ref("validate"), upstream.ref("finetune"))
-    return _work(plan, spec, plan.recipe.deadlines.compress_s)
+    return _work(plan, spec, plan.recipe.deadlines.compress_s, uses="compress")
 
 
 def evaluate_compressed_work(upstream: Upstream) -> Work:
@@ -96,7 +103,7 @@ def evaluate_compressed_work(upstream: Upstream) -> Work:
         evaluated=upstream.ref("evaluate"),
         compressed=upstream.ref("compress"),
     )
-    return _work(plan, spec, plan.recipe.deadlines.evaluate_s * len(spec.ladder))
+    return _work(plan, spec, plan.recipe.deadlines.evaluate_s * len(spec.ladder), uses="evaluate")
 
 
 def register_work(upstream: Upstream) -> Work:
@@ -131,8 +138,16 @@ def _plan(upstream: Upstream) -> PlanResult:
     return upstream.result("plan", PlanResult)
 
 
-def _work(plan: PlanResult, spec: Spec, deadline_s: float, *, nodes: int = 1) -> Work:
-    return Work(spec=spec, deadline_s=deadline_s, release=plan.recipe.name, nodes=nodes)
+def _work(plan: PlanResult, spec: Spec, deadline_s: float, *, uses: str = "control", nodes: int = 1) -> Work:
+    """`uses` is the field of `recipe.resources` with the limits of the step."""
+    return Work(
+        spec=spec,
+        deadline_s=deadline_s,
+        release=plan.recipe.name,
+        nodes=nodes,
+        resources=getattr(plan.recipe.resources, uses),
+        resources_field=f"resources.{uses}",
+    )
 
 
 def _bundle(upstream: Upstream) -> ModelRef:

@@ -1,12 +1,13 @@
 """What a step's spec is built from: the DAG run, its parameters, and the artifacts of the tasks before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from airflow.sdk import Context
 
 from pipeline.artifacts import read_manifest
 from pipeline.contracts.base import ArtifactRef, Result, Spec
+from pipeline.contracts.recipe import StepResources
 from pipeline.errors import SpecError
 from pipeline.settings import Settings
 
@@ -22,6 +23,8 @@ class Work:
     release: str
     """The MLflow experiment of its runs."""
     nodes: int = 1
+    resources: StepResources = field(default_factory=StepResources)
+    resources_field: str = ""
 
 
 class Upstream:

@@ -6,5 +6,13 @@ from slipway_airflow.backends.process import ProcessBackend
 
 
 def open_backend(settings: Settings) -> Backend:
-    """The backend that `settings` asks for: detached local processes."""
+    """The backend that `settings` asks for. What it needs is imported now, since Airflow loads this to read a DAG."""
+    if settings.backend == "docker":
+        from slipway_airflow.backends.docker import DockerBackend
+
+        return DockerBackend(settings)
+    if settings.backend == "agent":
+        from slipway_airflow.backends.agent import AgentBackend
+
+        return AgentBackend(settings)
     return ProcessBackend(settings)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, StringConstraints
 
 from pipeline.contracts.base import Contract, sha256_hex
+from pipeline.contracts.recipe import StepResources
 
 EXIT_DEADLINE = 124
 """The job ran past its own deadline (the number that timeout(1) uses)."""
@@ -45,6 +46,10 @@ class JobRequest(Contract):
     """Copies that run side by side, told apart by SLIPWAY_NODE_RANK."""
     variables: dict[str, str] = Field(default_factory=dict)
     """Environment variables. No secrets: a backend passes those by its own means."""
+    resources: StepResources = StepResources()
+    """What each node may use at most, where the backend can hold it to that."""
+    resources_field: str = ""
+    """Where in the recipe `resources` are, e.g. `resources.finetune`: for the message when they do not suffice."""
     claim: Claim
     labels: dict[str, str] = Field(default_factory=dict)
     """For people: which DAG, run and task wanted it."""

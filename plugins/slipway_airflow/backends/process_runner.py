@@ -5,6 +5,8 @@
 It reads JOB_FOLDER/request.json, leaves the caller's session, starts the job's nodes, writes JOB_FOLDER/log, and as
 the last thing JOB_FOLDER/exit_code. While it lives it holds a lock on JOB_FOLDER/alive, which the kernel drops
 however it ends. The caller's process returns as soon as the job is on its way.
+
+container_runner.py does the same for one node, inside its container.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 EXIT_TRANSIENT = 75
 EXIT_DEADLINE = 124
@@ -35,6 +37,7 @@ VERDICT_WAIT_S = 2.0
 LINE_LIMIT_BYTES = 1 << 16
 PR_SET_PDEATHSIG = 1
 JOB_VARIABLE = "SLIPWAY_JOB_ID"
+RANK_VARIABLE = "SLIPWAY_NODE_RANK"
 
 
 class Node:
@@ -70,10 +73,10 @@ class Runner:
         signal.signal(signal.SIGTERM, self._terminate)
         deadline = time.monotonic() + self.request["deadline_s"]
         try:
-            for rank, variables in enumerate(self._variables()):
-                self._start(rank, variables)
+            for variables in self._variables():
+                self._start(int(variables[RANK_VARIABLE]), variables)
         except OSError as error:
-            self.say(f"error {EXIT_TRANSIENT} OSError: cannot start node {len(self.nodes)}: {error}")
+            self.say(f"error {EXIT_TRANSIENT} OSError: cannot start the job's program: {error}")
             self.stop()
             return EXIT_TRANSIENT
         code = self._wait(deadline)
@@ -81,17 +84,13 @@ class Runner:
         return code
 
     def _variables(self) -> list[dict[str, str]]:
-        port = free_port()
-        shared = {
-            JOB_VARIABLE: self.request["job_id"],
-            "SLIPWAY_NODES": str(self.request["nodes"]),
-            "SLIPWAY_RENDEZVOUS": f"127.0.0.1:{port}",
-        }
-        return [{**shared, "SLIPWAY_NODE_RANK": str(rank)} for rank in range(self.request["nodes"])]
+        """What each node that runs here is told."""
+        rendezvous = f"127.0.0.1:{free_port()}"
+        return [node_variables(self.request, rank, rendezvous) for rank in range(self.request["nodes"])]
 
     def _start(self, rank: int, variables: dict[str, str]) -> None:
         process = subprocess.Popen(
-            self.request["command"],
+            [self.request["interpreter"], *self.request["arguments"]],
             cwd=self.request["directory"],
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
@@ -137,6 +136,10 @@ class Runner:
             self._collect()
         rank, code = self._named_cause() or next((rank, code) for rank, code in self.codes.items() if code)
         self._copy_output(timeout_s=0)
+        return self._judge(rank, code)
+
+    def _judge(self, rank: int, code: int) -> int:
+        """The job's exit code, from how the node that decides it has ended; says what that code does not."""
         if code >= 0:
             if self.request["nodes"] > 1:
                 self.say(f"node {rank} ended with exit code {code}")
@@ -206,6 +209,16 @@ class Runner:
 
     def _terminate(self, _number: int, _frame: object) -> None:
         self.terminated = True
+
+
+def node_variables(request: dict[str, Any], rank: int, rendezvous: str) -> dict[str, str]:
+    """What a node learns about its job."""
+    return {
+        JOB_VARIABLE: request["job_id"],
+        "SLIPWAY_NODES": str(request["nodes"]),
+        RANK_VARIABLE: str(rank),
+        "SLIPWAY_RENDEZVOUS": rendezvous,
+    }
 
 
 def die_with_parent() -> None:

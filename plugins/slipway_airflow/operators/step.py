@@ -89,6 +89,8 @@ class StepOperator(BaseOperator):
             deadline_s=work.deadline_s,
             nodes=work.nodes,
             variables={**_variables(configured), "SLIPWAY_RELEASE": work.release},
+            resources=work.resources,
+            resources_field=work.resources_field,
             claim=Claim(holder=holder_of(labels), token=uuid.uuid4().hex),
             labels={**labels, "step": self.step},
         )
