@@ -119,8 +119,9 @@ class Supervisor:
         with self._lock():
             if self.is_running():
                 pid = self._call("supervisor.getPID")
+                self._stop_by_priority()
                 self._call("supervisor.shutdown")
-                deadline = time.monotonic() + START_TIMEOUT_S + max((p.stop_wait_s for p in self._known()), default=0)
+                deadline = time.monotonic() + START_TIMEOUT_S
                 while psutil.pid_exists(pid) and time.monotonic() < deadline:
                     time.sleep(POLL_S)
             processes.end(processes.owned(self.layout))
@@ -181,6 +182,18 @@ class Supervisor:
             self._call("supervisor.startProcess", name, False, ignore=(ALREADY_STARTED,))
 
     # --- inside ---
+
+    def _stop_by_priority(self) -> None:
+        """Programs of one priority stop side by side: left to itself, supervisord waits for one after the other."""
+        known = list(self._known())
+        for priority in sorted({program.priority for program in known}, reverse=True):
+            group = [program for program in known if program.priority == priority]
+            for program in group:
+                self._call("supervisor.stopProcess", program.name, False, ignore=(BAD_NAME, NOT_RUNNING))
+            names = {program.name for program in group}
+            deadline = time.monotonic() + START_TIMEOUT_S + max(program.stop_wait_s for program in group)
+            while time.monotonic() < deadline and any(s.pid for s in self.states() if s.name in names):
+                time.sleep(POLL_S)
 
     def _forget(self, name: str) -> None:
         state = self.state(name)

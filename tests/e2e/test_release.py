@@ -65,7 +65,7 @@ def test_a_release_survives_kills_and_its_rollout_fails_no_client(
     changes = {"finetune.seed": 1, "finetune.epochs": 2, "compress.ladder": "[none]"}
     with (
         ThreadPoolExecutor(1) as pool,
-        constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL, pause_s=0.4) as load,
+        constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL, pause_s=0.5) as load,
     ):
         going = pool.submit(release, stack, slice_of_banking77, tmp_path / "summary.json", **changes)
         kept = stack.home_path / "work" / "finetune"
