@@ -4,6 +4,8 @@ SETUP = infra/setup/environments.py
 VARIANT ?= cpu
 BASE_IMAGE ?= python:3.11-slim-bookworm
 
+IMAGES = $(if $(filter docker,$(BACKEND)),images)
+
 .DEFAULT_GOAL := help
 .PHONY: help python setup setup-tests demo up down images test lint bench clean
 
@@ -23,11 +25,11 @@ setup: python  ## Make the three Python environments (repeating it is free)
 setup-tests: python
 	@$(PYTHON) $(SETUP) --tests
 
-demo: setup  ## Set up, start the stack, release the demo model, show what came out
-	@./slipway demo
+demo: setup $(IMAGES)  ## Set up, start the stack, release the demo model (BACKEND=docker: steps as containers)
+	@./slipway demo $(BACKEND:%=--backend %)
 
-up: setup  ## Start the local stack, or repair it
-	@./slipway up
+up: setup $(IMAGES)  ## Start the local stack, or repair it (BACKEND=docker: steps as containers)
+	@./slipway up $(BACKEND:%=--backend %)
 
 down:  ## Stop everything that runs
 	@./slipway down

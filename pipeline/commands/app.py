@@ -60,17 +60,24 @@ PortOptions = Annotated[
         help="Fix a port: airflow, mlflow, gateway or gateway_admin. Kept from then on. Repeatable.",
     ),
 ]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BACKEND",
+        help="Where steps run: process, or docker, which needs the images of `make images`. Kept from then on.",
+    ),
+]
 
 
 @app.command()
-def up(port: PortOptions = None) -> None:
+def up(port: PortOptions = None, backend: BackendOption = None) -> None:
     """Start the local stack, or repair what is down. Twice is harmless.
 
     Example: `slipway up --port airflow=8080 --port gateway=8000`
     """
     from pipeline.commands import stack_commands
 
-    stack_commands.up(parse_ports(port or []))
+    stack_commands.up(parse_ports(port or []), backend)
 
 
 @app.command()
@@ -125,12 +132,12 @@ def release(recipe: Recipe, overrides: Overrides = None, wait: Wait = True, summ
 
 
 @app.command()
-def demo(port: PortOptions = None, summary_file: SummaryFile = None) -> None:
+def demo(port: PortOptions = None, backend: BackendOption = None, summary_file: SummaryFile = None) -> None:
     """Start the stack and release the demo recipe: the whole way, once."""
     from pipeline.commands import release as command
     from pipeline.commands import stack_commands
 
-    stack_commands.up(parse_ports(port or []))
+    stack_commands.up(parse_ports(port or []), backend)
     command.release("demo", [], wait=True, summary_path=summary_file)
 
 

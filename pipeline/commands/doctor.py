@@ -13,9 +13,9 @@ import psutil
 
 from pipeline.commands.output import console, here
 from pipeline.contracts.base import Contract
-from pipeline.errors import SpecError
+from pipeline.errors import SlipwayError, SpecError
 from pipeline.settings import ROOT, Settings
-from pipeline.stack import airflow_part, bring_up, loopback, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, bring_up, jobs_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
@@ -41,7 +41,7 @@ def examine() -> int:
         0 if all is well, 1 if not.
     """
     layout, configured = here()
-    findings = [*machine(layout, configured), *environments(configured), *stack(layout)]
+    findings = [*machine(layout, configured), *environments(configured), *engine(layout, configured), *stack(layout)]
     for finding in findings:
         mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
         console.print(f"{mark} {finding.what}: {finding.seen}", soft_wrap=True)
@@ -91,6 +91,20 @@ def machine(layout: Layout, configured: Settings) -> list[Finding]:
 def environments(configured: Settings) -> list[Finding]:
     """Whether each environment was made from the list that is in infra/requirements now."""
     return [_environment(configured.venvs_path / name, name) for name in ENVIRONMENTS]
+
+
+def engine(layout: Layout, configured: Settings) -> list[Finding]:
+    """Docker, where steps run as containers."""
+    if "docker" not in (jobs_part.place_of(layout).backend, configured.backend):
+        return []
+    try:
+        missing = jobs_part.missing_images(configured)
+    except SlipwayError as error:
+        return [
+            Finding(what="Docker", ok=False, seen=str(error), advice="start it, or `./slipway up --backend process`")
+        ]
+    seen = f"missing: {', '.join(missing)}" if missing else f"answers, images of {configured.image_tag} are there"
+    return [Finding(what="Docker", ok=not missing, seen=seen, advice="run `make images`")]
 
 
 def stack(layout: Layout) -> list[Finding]:

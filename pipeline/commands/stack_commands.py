@@ -6,7 +6,7 @@ from pipeline.commands.output import console, here, in_seconds
 from pipeline.stack.bring_up import Stack
 
 
-def up(ports: dict[str, int]) -> None:
+def up(ports: dict[str, int], backend: str | None = None) -> None:
     """Starts the stack, a line for each part as it gets there."""
     layout, configured = here()
     started = time.monotonic()
@@ -16,7 +16,7 @@ def up(ports: dict[str, int]) -> None:
         mark = "[green]✓[/green]" if news == "ready" else " "
         console.print(f" {mark} {in_seconds(time.monotonic() - started):>8}  {part}: {news}")
 
-    Stack(layout, configured).up(say, ports)
+    Stack(layout, configured).up(say, ports, backend)
     chosen = layout.ports()
     console.print(
         f"The stack is up. Airflow {chosen.public_url('airflow')}  MLflow {chosen.public_url('mlflow')} "

@@ -17,8 +17,10 @@ from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
+from pipeline.fleet import mlflow_listener
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
+from pipeline.stack import jobs_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program
 
@@ -117,7 +119,10 @@ class Gateway:
         admin = config.address(ports.listen, ports.gateway_admin)
         _write_json(self.folder / "bootstrap.json", config.bootstrap(admin, str(self.xds_path)))
         bound = config.address(ports.listen, ports.gateway)
-        self._write_resources("lds", [config.listener(bound, str(self.access_log_path), str(self.xds_path))])
+        listeners = [config.listener(bound, str(self.access_log_path), str(self.xds_path))]
+        if bridge := jobs_part.place_of(self.layout).bridge_address:
+            listeners.append(mlflow_listener.listener(bridge, ports.mlflow))
+        self._write_resources("lds", listeners)
 
     def write(self, models: dict[str, ModelFleet]) -> None:
         """The files for `models`, without asking Envoy: for before it runs."""
@@ -150,7 +155,9 @@ class Gateway:
         return {routes.CLIENT: client_key(self.layout), routes.PROBE_CLIENT: probe_key(self.layout)}
 
     def _clusters(self, models: dict[str, ModelFleet]) -> list[config.Json]:
-        return [
+        has_containers = jobs_part.place_of(self.layout).bridge_address is not None
+        beside = [mlflow_listener.cluster(self.layout.ports().mlflow)] if has_containers else []
+        return beside + [
             config.cluster(
                 model.name,
                 deployment.generation,

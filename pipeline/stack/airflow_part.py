@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import SlipwayError
 from pipeline.settings import ROOT, Settings, child_environment
-from pipeline.stack import airflow_settings, loopback, mlflow_part, postgres_part
+from pipeline.stack import airflow_settings, jobs_part, loopback, mlflow_part, postgres_part
 from pipeline.stack.airflow_settings import AirflowPlace, Sections
 from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program, Supervisor
@@ -43,6 +43,8 @@ def environment(layout: Layout, settings: Settings) -> dict[str, str]:
         "SLIPWAY_STORE": settings.store_uri,
         **({"SLIPWAY_S3_ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
         "MLFLOW_TRACKING_URI": mlflow_part.tracking_uri(layout),
+        "SLIPWAY_IMAGE_TAG": settings.image_tag,
+        **jobs_part.variables(layout),
         **mlflow_part.QUIET,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}",
         "NO_PROXY": "127.0.0.1,localhost",

@@ -15,7 +15,7 @@ import psutil
 from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
-from pipeline.stack import airflow_part, loopback, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, jobs_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
@@ -48,11 +48,12 @@ class Stack:
     def supervisor(self) -> Supervisor:
         return Supervisor(self.layout.home_path)
 
-    def up(self, say: Say, ports: dict[str, int] | None = None) -> None:
+    def up(self, say: Say, ports: dict[str, int] | None = None, backend: str | None = None) -> None:
         """Starts what does not run and waits until every part answers.
 
         Args:
             ports: part to port, for those that the caller wants; they are kept.
+            backend: where steps are to run, process or docker; it is kept.
 
         Raises:
             SpecError: a port is taken; nothing was started.
@@ -62,6 +63,8 @@ class Stack:
         wanted = {**self.settings.ports, **(ports or {})}
         check_ports(self.layout.choose_ports(wanted), self._own_pids())
         self.layout.ensure_credentials()
+        if jobs_part.choose(self.layout, self.settings, backend).backend == "docker":
+            say("steps", "run as containers")
         self.supervisor.start()
         say("supervisor", "ready")
         postgres_part.initialise(self.layout)
@@ -75,7 +78,7 @@ class Stack:
                 done.result()
 
     def down(self) -> int:
-        """Ends every process of this home, detached jobs and replicas too.
+        """Ends every process and container of this home, detached jobs and replicas too.
 
         Returns:
             How many there were.
@@ -84,7 +87,7 @@ class Stack:
             return 0
         count = len(processes.owned(self.layout))
         self.supervisor.stop()
-        return count
+        return count + jobs_part.end_containers(self.layout, self.settings)
 
     def states(self) -> list[ProgramState]:
         return self.supervisor.states()

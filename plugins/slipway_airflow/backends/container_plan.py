@@ -73,7 +73,7 @@ class ContainerPlan:
         name = container_name(self.job.job_id, rank)
         options: dict[str, Any] = {
             "image": self.image.partition("@")[2],
-            "command": ["python", "-I", "-S", str(self.job.path / "runner"), str(self.job.path), str(rank)],
+            "command": ["python", "-I", "-S", "-B", str(self.job.path / "runner"), str(self.job.path), str(rank)],
             "name": name,
             "labels": self.labels(rank),
             "environment": self.variables(),

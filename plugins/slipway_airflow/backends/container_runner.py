@@ -1,6 +1,6 @@
 """Watches over one node of a job, as the first process of its container. Standard library only, run as a folder:
 
-    python -I -S JOB_FOLDER/runner JOB_FOLDER RANK
+    python -I -S -B JOB_FOLDER/runner JOB_FOLDER RANK
 
 where runner/ holds this file as __main__.py beside process_runner.py. So any image with a Python can run a job, and
 the runner is always the one that the backend was written with. It reads JOB_FOLDER/request.json, appends to

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class DockerBackend(FolderBackend):
         self.settings = settings
         self.image = image
         self.more_mounts = more_mounts
-        self.engine = containers.connect()
+
+    @cached_property
+    def engine(self) -> Any:
+        """Connected to when it is needed: an engine that is away for a while must not end whoever waits for a job."""
+        return containers.connect()
 
     def reap(self, keep_s: float) -> int:
         containers.remove_orphans(self.engine, self.settings)

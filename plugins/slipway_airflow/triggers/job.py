@@ -7,11 +7,14 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from pipeline import settings
+from pipeline.errors import TransientError
 from slipway_airflow.backends import open_backend
 from slipway_airflow.backends.base import Claim
 from slipway_airflow.job_log import JobLog
 
 POLL_S = 0.5
+AWAY_POLL_S = 5.0
+"""While what runs the job does not answer: it may be starting anew."""
 
 
 class JobTrigger(BaseTrigger):
@@ -44,8 +47,14 @@ class JobTrigger(BaseTrigger):
         backend = open_backend(settings.load())
         log = JobLog(backend, self.job_id, self.offset, self.error)
         while True:
-            status = await asyncio.to_thread(backend.status, self.job_id)
-            for line in await asyncio.to_thread(log.read):
+            try:
+                status = await asyncio.to_thread(backend.status, self.job_id)
+                lines = await asyncio.to_thread(log.read)
+            except TransientError as error:
+                self.log.warning("cannot look at job %s now, which goes on: %s", self.job_id, error)
+                await asyncio.sleep(AWAY_POLL_S)
+                continue
+            for line in lines:
                 self.log.info("%s", line)
             if status.state != "running":
                 yield TriggerEvent({"state": status.state, "offset": log.offset, "error": log.error})
