@@ -20,6 +20,7 @@
 | SLIPWAY_DOCKER_NETWORK  | bridge                     | the network that containers of steps join                 |
 | SLIPWAY_DOCKER_FLEET_NETWORK | this machine's own    | the network of replicas; containers of rollouts join it   |
 | SLIPWAY_DOCKER_VOLUME   | none                       | the named volume that is mounted at SLIPWAY_HOME          |
+| SLIPWAY_DOCKER_PROJECT  | slipway                    | the docker compose project that replicas belong to        |
 | SLIPWAY_DOCKER_AGENT_VOLUME | none                   | the named volume of SLIPWAY_AGENT, for rollouts           |
 | SLIPWAY_AGENT           | none                       | the socket of the agent that starts containers for others |
 | SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
@@ -76,6 +77,7 @@ class Settings(BaseModel):
     jobs_tracking_uri: str | None = None
     docker_network: str | None = None
     docker_fleet_network: str | None = None
+    docker_project: str = "slipway"
     docker_volume: str | None = None
     docker_agent_volume: str | None = None
     agent_path: Path | None = None
@@ -126,6 +128,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         jobs_tracking_uri=environ.get("SLIPWAY_JOBS_TRACKING_URI") or None,
         docker_network=environ.get("SLIPWAY_DOCKER_NETWORK") or None,
         docker_fleet_network=environ.get("SLIPWAY_DOCKER_FLEET_NETWORK") or None,
+        docker_project=environ.get("SLIPWAY_DOCKER_PROJECT") or "slipway",
         docker_volume=environ.get("SLIPWAY_DOCKER_VOLUME") or None,
         docker_agent_volume=environ.get("SLIPWAY_DOCKER_AGENT_VOLUME") or None,
         agent_path=Path(environ["SLIPWAY_AGENT"]) if environ.get("SLIPWAY_AGENT") else None,

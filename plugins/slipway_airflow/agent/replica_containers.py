@@ -53,7 +53,7 @@ class ReplicaContainers:
         self.network: str = settings.docker_fleet_network
         self.volume: str = settings.docker_volume
         with engine_errors("reach the Docker engine"):
-            self.engine = docker.from_env()
+            self.engine = docker.from_env(timeout=STOP_S + 45)
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
         """Addresses of the fleet's network that Docker gives to nobody by itself and no replica has."""
