@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from pydantic import Field
 from rich.table import Table
 
 from pipeline import artifacts
@@ -47,6 +48,8 @@ class ReleaseSummary(Contract):
     promote_reason: str = ""
     serving_version: str | None = None
     rollout_reason: str = ""
+    images: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Container image, `name@sha256:…`, to the steps whose artifacts were made in it."""
     curl: str = ""
     duration_s: float = 0.0
 
@@ -72,7 +75,7 @@ def collect(layout: Layout, api: AirflowApi, dag_id: str, run_id: str) -> Releas
     steps = _steps(api, dag_id, run_id)
     made = {name: manifest for name, (_, manifest) in steps.items() if manifest}
     summary = ReleaseSummary(run_id=run_id, steps=tuple(step for step, _ in steps.values()))
-    return summary.model_copy(update=_figures(made) | {"curl": curl_line(layout, made)})
+    return summary.model_copy(update=_figures(made) | {"images": images_of(made), "curl": curl_line(layout, made)})
 
 
 def show(summary: ReleaseSummary) -> None:
@@ -110,10 +113,18 @@ def lines(summary: ReleaseSummary) -> list[str]:
         told.append(f"{'promotion':<12} {summary.model} version {summary.version} {verdict}: {summary.promote_reason}")
     if summary.serving_version:
         told.append(f"{'serving':<12} {summary.model} version {summary.serving_version}")
+    for image, steps in summary.images.items():
+        told.append(f"{'image':<12} {image}: {', '.join(steps)}")
     told.append(f"{'took':<12} {in_seconds(summary.duration_s)}")
     if summary.curl and summary.serving_version:
         told += ["", "Try it:", f"  {summary.curl}"]
     return told
+
+
+def images_of(made: dict[str, Manifest]) -> dict[str, tuple[str, ...]]:
+    """Empty for a release whose steps were processes."""
+    images = sorted({manifest.image for manifest in made.values() if manifest.image})
+    return {image: tuple(step for step, manifest in made.items() if manifest.image == image) for image in images}
 
 
 def estimate(value: specs.Estimate) -> str:
