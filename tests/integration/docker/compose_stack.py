@@ -49,7 +49,7 @@ class ComposeStack:
         shutil.copy(ROOT / ".env.example", folder)
         compose_init.initialise(folder)
         stack = cls(folder, f"slipway-test-{uuid.uuid4().hex[:8]}", free_ports())
-        subnet = f"172.31.{random.randrange(256)}"
+        subnet = f"10.213.{random.randrange(256)}"
         changed = {
             **{f"SLIPWAY_PORT_{part.upper()}": str(port) for part, port in stack.ports.items()},
             "SLIPWAY_FLEET_SUBNET": f"{subnet}.0/24",
