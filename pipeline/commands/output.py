@@ -12,9 +12,7 @@ from pipeline.stack.layout import Layout
 PIPE_WIDTH = 160
 """Characters of a table's line in a file or a pipe, whose reader has no width."""
 
-console = Console(
-    highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else PIPE_WIDTH
-)
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def here() -> tuple[Layout, Settings]:

@@ -78,6 +78,8 @@ class Supervisor:
         self.layout = Layout(Path(home_path))
         self.folder = self.layout.supervisor_path
         self.socket_path = self.layout.runtime_path / "supervisor.sock"
+        self.interpreter_path = self.folder / "python"
+        """Names supervisord's own interpreter: who puts a program may be in a container, where another one runs."""
 
     # --- supervisord itself ---
 
@@ -102,6 +104,7 @@ class Supervisor:
             (self.folder / "conf.d").mkdir(exist_ok=True)
             (self.folder / "programs").mkdir(exist_ok=True)
             (self.folder / "supervisord.conf").write_text(self._configuration())
+            self.interpreter_path.write_text(sys.executable)
             self.socket_path.unlink(missing_ok=True)
             marked = ["env", f"{processes.MARKER}={self.layout.home_path}", sys.executable, "-m"]
             subprocess.run(
@@ -280,7 +283,8 @@ class Supervisor:
 
     def _section(self, program: Program, path: Path) -> str:
         launcher = Path(__file__).with_name("launch.py")
-        command = " ".join(f'"{_escape(part)}"' for part in (sys.executable, "-P", launcher, path))
+        python = self.interpreter_path.read_text()
+        command = " ".join(f'"{_escape(part)}"' for part in (python, "-P", launcher, path))
         return "\n".join(
             [
                 f"[program:{program.name}]",

@@ -95,7 +95,7 @@ def test_a_new_triggerer_does_not_fire_again_and_mlflow_may_be_away(monkeypatch:
     monkeypatch.setattr(
         champion,
         "open_client",
-        lambda uri: httpx.AsyncClient(base_url=uri, transport=httpx.MockTransport(answer)),
+        lambda uri, login: httpx.AsyncClient(base_url=uri, transport=httpx.MockTransport(answer)),
     )
 
     async def watch(polls: int) -> list[Any]:
@@ -108,8 +108,9 @@ def test_a_new_triggerer_does_not_fire_again_and_mlflow_may_be_away(monkeypatch:
                 payloads.append(event.payload)
 
         task = asyncio.create_task(collect())
-        while len(requests) < polls:
+        while len(requests) < polls and not task.done():
             await asyncio.sleep(0.01)
+        assert not task.done(), task.exception()
         task.cancel()
         return payloads
 
