@@ -66,11 +66,22 @@ def load(client: Any, bucket: str, source: IO[bytes]) -> tuple[int, int]:
         with tarfile.open(fileobj=source, mode="r|") as archive:
             for entry in archive:
                 metadata = json.loads(entry.pax_headers[METADATA])
-                client.upload_fileobj(archive.extractfile(entry), bucket, entry.name, {"Metadata": metadata})
+                client.upload_fileobj(Forward(archive.extractfile(entry)), bucket, entry.name, {"Metadata": metadata})
                 count, total = count + 1, total + entry.size
     except (tarfile.TarError, KeyError, EOFError) as error:
         raise DataError(f"after {count} objects the archive cannot be read ({error}): is it one of `save`?") from error
     return count, total
+
+
+class Forward:
+    """A file of the archive as boto3 wants it: one that cannot go back, and says so."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        return data
 
 
 if __name__ == "__main__":
