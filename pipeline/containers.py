@@ -5,7 +5,6 @@ Docker is the truth about what runs; the labels say whose it is. Docker's librar
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.base import sha256_hex
@@ -56,13 +55,14 @@ def engine_errors(what: str) -> Iterator[None]:
         raise TransientError(f"cannot {what}: {error}; see that Docker runs (`docker info`)") from error
 
 
-def home_label(home_path: Path) -> str:
-    """What tells the containers of one home from those of another on the same engine."""
-    return sha256_hex(str(home_path).encode())[:20]
+def home_label(settings: Settings) -> str:
+    """What tells the containers of one home from those of another on the same engine. In a volume, every home has the
+    same path."""
+    return sha256_hex(f"{settings.docker_volume or ''}:{settings.home_path}".encode())[:20]
 
 
 def of_home(settings: Settings) -> list[str]:
-    return [f"{HOME_LABEL}={home_label(settings.home_path)}", JOB_LABEL]
+    return [f"{HOME_LABEL}={home_label(settings)}", JOB_LABEL]
 
 
 def remove_orphans(engine: Any, settings: Settings) -> int:
@@ -138,3 +138,13 @@ def gone_is_fine() -> Iterator[None]:
     except SlipwayError as error:
         if getattr(error.__cause__, "status_code", None) not in (404, 409):
             raise
+
+
+def compose_labels(project: str, service: str) -> dict[str, str]:
+    """By these docker compose counts a container among its project's own: `down --remove-orphans` removes it."""
+    return {
+        "com.docker.compose.project": project,
+        "com.docker.compose.service": service,
+        "com.docker.compose.oneoff": "False",
+        "com.docker.compose.config-hash": service,
+    }

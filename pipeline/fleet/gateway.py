@@ -17,7 +17,7 @@ from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
-from pipeline.fleet import mlflow_listener
+from pipeline.fleet import mlflow_listener, targets
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.stack import jobs_part
@@ -129,6 +129,7 @@ class Gateway:
         self._write_endpoints(models)
         self._write_resources("cds", self._clusters(models))
         self._write_resources("rds", [routes.route_table(models, self._keys())])
+        self._write_targets(models)
 
     def apply(self) -> None:
         """Brings Envoy to the fleet's state. The caller holds the lock, or runs the only rollout.
@@ -139,6 +140,7 @@ class Gateway:
             TransientError: Envoy does not run, or refused the configuration.
         """
         models = self.files.all()
+        self._write_targets(models)
         wanted = self._clusters(models)
         names = {cluster["name"] for cluster in wanted}
         leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
@@ -182,6 +184,9 @@ class Gateway:
                     found = config.endpoints(model.name, deployment, config.fallback_of(model, deployment))
                     name = config.cluster_name(model.name, deployment.generation)
                     _write_versioned(self.eds_path / f"{name}.json", [found])
+
+    def _write_targets(self, models: dict[str, ModelFleet]) -> None:
+        write_atomically(self.layout.fleet_path / targets.FILE, json.dumps(targets.scrape_targets(models), indent=1))
 
     def _write_resources(self, kind: str, resources: list[config.Json]) -> str:
         return _write_versioned(self.xds_path / f"{kind}.json", resources)

@@ -5,16 +5,14 @@ The engine starts a replica again when it dies; its state is what the engine say
 """
 
 import ipaddress
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import docker
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import Mount
 
+from pipeline.containers import compose_labels, connect, engine_errors
 from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import SpecError, TransientError
 from pipeline.fleet import vllm
@@ -52,8 +50,7 @@ class ReplicaContainers:
         self.settings = settings
         self.network: str = settings.docker_fleet_network
         self.volume: str = settings.docker_volume
-        with engine_errors("reach the Docker engine"):
-            self.engine = docker.from_env(timeout=STOP_S + 45)
+        self.engine = connect()
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
         """Addresses of the fleet's network that Docker gives to nobody by itself and no replica has."""
@@ -108,7 +105,11 @@ class ReplicaContainers:
             list(vllm.command(plan, PYTHON)),
             name=self._container_name(plan.replica.id),
             environment={**vllm.variables(plan, SCRATCH / "vllm"), "HOME": str(SCRATCH)},
-            labels={**self._labels(), LABEL: plan.replica.id, PLAN_LABEL: digest},
+            labels={
+                **compose_labels(self.settings.docker_project, "replica"),
+                LABEL: plan.replica.id,
+                PLAN_LABEL: digest,
+            },
             network=self.network,
             networking_config={self.network: endpoint},
             mounts=[cache],
@@ -121,15 +122,6 @@ class ReplicaContainers:
             user=f"{home.stat().st_uid}:{home.stat().st_gid}",
             init=True,
         )
-
-    def _labels(self) -> dict[str, str]:
-        """Compose counts a container among its project's own by these."""
-        project = self.settings.docker_project
-        return {
-            "com.docker.compose.project": project,
-            "com.docker.compose.service": "replica",
-            "com.docker.compose.oneoff": "False",
-        }
 
     def _container_name(self, name: str) -> str:
         return f"{self.settings.docker_project}-{name}"
@@ -153,16 +145,3 @@ class ReplicaContainers:
 def _state(container: Container) -> ReplicaState:
     pid = container.attrs["State"].get("Pid") or None
     return ReplicaState(state=STATES.get(container.status, "FATAL"), pid=pid)
-
-
-@contextmanager
-def engine_errors(what: str) -> Iterator[None]:
-    """The Docker engine's errors as ours."""
-    try:
-        yield
-    except NotFound as error:
-        raise SpecError(f"cannot {what}: {error.explanation}") from error
-    except APIError as error:
-        raise TransientError(f"cannot {what}: {error.explanation}") from error
-    except DockerException as error:
-        raise TransientError(f"cannot {what}: {error}; is the Docker engine running?") from error

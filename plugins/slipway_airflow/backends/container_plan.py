@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from docker.types import LogConfig, Mount
 
-from pipeline.containers import BRIDGE, HOME_LABEL, JOB_LABEL, RANK_LABEL, home_label
+from pipeline.containers import BRIDGE, HOME_LABEL, JOB_LABEL, RANK_LABEL, compose_labels, home_label
 from pipeline.settings import ROOT, Settings
 from pipeline.stack.layout import Layout
 from slipway_airflow.backends.base import JobRequest
@@ -65,8 +65,9 @@ class ContainerPlan:
 
     def labels(self, rank: int) -> dict[str, str]:
         people = {f"slipway.{name}": value for name, value in self.request.labels.items()}
-        own = {HOME_LABEL: home_label(self.settings.home_path), JOB_LABEL: self.job.job_id, RANK_LABEL: str(rank)}
-        return {**people, **own}
+        own = {HOME_LABEL: home_label(self.settings), JOB_LABEL: self.job.job_id, RANK_LABEL: str(rank)}
+        composed = compose_labels(self.settings.docker_project, "step") if self.settings.docker_volume else {}
+        return {**people, **own, **composed}
 
     def options(self, rank: int) -> dict[str, Any]:
         """The arguments of docker-py's `containers.create` for one node."""
