@@ -47,6 +47,8 @@ def environment(layout: Layout, settings: Settings) -> dict[str, str]:
         **jobs_part.variables(layout),
         **mlflow_part.QUIET,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}",
+        # A program that sets its title must leave its environment readable: by that, `down` knows it for the home's.
+        "SPT_NOENV": "1",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         "AIRFLOW_HOME": str(layout.airflow_path),

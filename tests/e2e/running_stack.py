@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from pipeline.stack import processes
 from pipeline.stack.layout import Credentials, Layout
@@ -73,3 +75,13 @@ class RunningStack:
         done = self.slipway("down")
         assert done.returncode == 0, done.stdout + done.stderr
         assert [process.cmdline() for process in processes.owned(self.layout)] == []
+        assert self.working_inside() == []
+
+    def working_inside(self) -> list[list[str]]:
+        """The command lines of all processes whose working folder is in the home, whoever they say they are."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if Path(process.cwd()).is_relative_to(self.home_path):
+                    found.append(process.cmdline())
+        return found

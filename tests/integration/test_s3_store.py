@@ -50,7 +50,7 @@ def use_credentials(monkeypatch: pytest.MonkeyPatch, server: Radosgw, secret: st
     monkeypatch.setenv("SLIPWAY_S3_ENDPOINT", server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    s3._client.cache_clear()
+    s3.open_client.cache_clear()
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def test_a_killed_upload_continues_with_the_parts_that_arrived(
         sent.append(int(str(request["PartNumber"])))
         return upload_part(**request)
 
-    monkeypatch.setattr(s3._client(server.endpoint), "upload_part", counted)
+    monkeypatch.setattr(s3.open_client(server.endpoint), "upload_part", counted)
 
     published = artifacts.publish(uri, folder, manifest_of(folder))
 
