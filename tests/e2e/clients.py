@@ -20,12 +20,12 @@ def open_client(gateway_url: str, key: str) -> httpx.Client:
 def ask(gateway_url: str, key: str, model: str) -> httpx.Response:
     """One chat completion."""
     with open_client(gateway_url, key) as client:
-        return complete(client, model)
+        return complete(client, model, max_tokens=16)
 
 
-def complete(client: httpx.Client, model: str) -> httpx.Response:
+def complete(client: httpx.Client, model: str, *, max_tokens: int) -> httpx.Response:
     message = {"role": "user", "content": "Where is my card?"}
-    body = {"model": model, "messages": [message], "max_tokens": 16, "temperature": 0}
+    body = {"model": model, "messages": [message], "max_tokens": max_tokens, "temperature": 0}
     return client.post("/v1/chat/completions", json=body)
 
 
@@ -47,7 +47,8 @@ def constant_clients(gateway_url: str, key: str, model: str, *, count: int = 2, 
         with open_client(gateway_url, key) as client:
             while not ended.wait(pause_s):
                 try:
-                    answer = complete(client, model)
+                    # Few tokens: the clients share two cores with the release that they watch.
+                    answer = complete(client, model, max_tokens=2)
                 except httpx.HTTPError as error:
                     load.failures.append(f"{type(error).__name__}: {error}")
                     continue
