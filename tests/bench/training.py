@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ENVIRONMENT = "model"
+
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
 ROUNDS = 5
