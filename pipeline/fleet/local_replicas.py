@@ -40,6 +40,8 @@ class VllmEngine:
             start_s=5,
             start_retries=2,
             kill_remains=True,
+            # While it loads, vLLM ignores SIGTERM; and there is nothing to drain yet.
+            ready_url=f"http://{plan.replica.address}/health",
         )
 
 

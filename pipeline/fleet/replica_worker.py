@@ -8,6 +8,8 @@ loads this module. On a CPU without AMX this does nothing.
 
 import torch
 
+import pipeline.fleet.replica_waiting  # noqa: F401 (the worker waits for the engine's requests)
+
 torch.cpu._init_amx()
 
 

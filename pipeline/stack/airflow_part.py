@@ -62,7 +62,7 @@ def programs(layout: Layout, settings: Settings) -> list[Program]:
         Program(
             name=name,
             command=(sys.executable, "-m", "airflow", *arguments),
-            environment=shared,
+            environment=shared | (airflow_settings.scheduler_variables() if name == "airflow-scheduler" else {}),
             directory=str(layout.airflow_path),
             start_retries=10,
             stop_wait_s=20,

@@ -14,6 +14,13 @@ from pipeline.stack.layout import Layout
 
 Sections = dict[str, dict[str, str]]
 
+IDLE_TRANSACTION_S = 30
+"""How long a transaction of the scheduler may rest: as long as a scheduler without a heartbeat counts as alive.
+
+Its task processes are forks that keep its connection to PostgreSQL open. When it is killed within a transaction, that
+one would hold its lock on Airflow's pools for as long as they live, and no task would be queued.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AirflowPlace:
@@ -40,6 +47,11 @@ def variables(place: AirflowPlace, secrets: Sections) -> dict[str, str]:
         for section, options in sections.items():
             found |= {f"AIRFLOW__{section}__{key}".upper(): value for key, value in options.items()}
     return found
+
+
+def scheduler_variables() -> dict[str, str]:
+    """What the scheduler gets besides: PostgreSQL's own driver reads it."""
+    return {"PGOPTIONS": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_S}s"}
 
 
 def passwords(place: AirflowPlace, password: str) -> str:

@@ -8,6 +8,7 @@ A secret reaches a program through its environment or a file in memory, never th
 `docker inspect` shows holds none.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def prepare(service: str, arguments: tuple[str, ...], configured: Settings) -> R
         SpecError: there is no such service, or it was not given one of its secrets.
     """
     if service in PROGRAMS:
-        return airflow(PROGRAMS[service], configured, serves=service == "airflow-api-server")
+        return airflow_program(service, configured)
     known: dict[str, Callable[[], Run | None]] = {
         "setup": lambda: compose_setup.set_up(configured, secrets_path(configured)),
         "airflow-init": lambda: airflow_init(configured),
@@ -87,12 +88,20 @@ def client_variables(configured: Settings) -> dict[str, str]:
 # --- Airflow -----------------------------------------------------------------------------------------------------
 
 
-def airflow(arguments: tuple[str, ...], configured: Settings, *, serves: bool = False) -> Run:
-    """One of Airflow's programs; the one that `serves` checks passwords."""
-    place = _place(configured)
-    if serves:
+def airflow_program(name: str, configured: Settings) -> Run:
+    """One of Airflow's four; the API server checks passwords."""
+    if name == "airflow-api-server":
+        place = _place(configured)
         password = read_secret(secrets_path(configured), "airflow_password")
         _write_private(place.passwords_path, airflow_settings.passwords(place, password))
+    own = airflow_settings.scheduler_variables() if name == "airflow-scheduler" else {}
+    run = airflow(PROGRAMS[name], configured)
+    return dataclasses.replace(run, variables=run.variables | own)
+
+
+def airflow(arguments: tuple[str, ...], configured: Settings) -> Run:
+    """Any of Airflow's commands."""
+    place = _place(configured)
     return Run((sys.executable, "-m", "airflow", *arguments), _airflow_variables(place, configured))
 
 

@@ -56,9 +56,14 @@ def end(processes: Iterable[psutil.Process]) -> None:
     for process in left:
         _send(process, "terminate")
     _, left = psutil.wait_procs(left, timeout=TERM_WAIT_S)
-    for process in left:
-        _send(process, "kill")
+    kill(left)
     psutil.wait_procs(left, timeout=KILL_WAIT_S)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to each, without waiting."""
+    for process in processes:
+        _send(process, "kill")
 
 
 def listener(port: int) -> psutil.Process | None:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError, TransientError
-from pipeline.stack import processes
+from pipeline.stack import loopback, processes
 from pipeline.stack.layout import Layout
 
 START_TIMEOUT_S = 30.0
@@ -53,6 +53,8 @@ class Program(Contract):
     """Start it with supervisord itself, too."""
     kill_remains: bool = False
     """Before it starts anew, kill what its previous run left in its process group."""
+    ready_url: str | None = None
+    """It can be asked to stop once this answers 200; before, it is killed. None: it can be asked at any time."""
 
 
 class ProgramState(Contract):
@@ -190,19 +192,29 @@ class Supervisor:
         """Programs of one priority stop side by side: left to itself, supervisord waits for one after the other."""
         known = list(self._known())
         for priority in sorted({program.priority for program in known}, reverse=True):
-            group = [program for program in known if program.priority == priority]
-            for program in group:
-                self._call("supervisor.stopProcess", program.name, False, ignore=(BAD_NAME, NOT_RUNNING))
-            names = {program.name for program in group}
-            deadline = time.monotonic() + START_TIMEOUT_S + max(program.stop_wait_s for program in group)
-            while time.monotonic() < deadline and any(s.pid for s in self.states() if s.name in names):
-                time.sleep(POLL_S)
+            self._end([program for program in known if program.priority == priority])
+
+    def _end(self, programs: list[Program]) -> None:
+        """Asks all of them to stop, then waits for all."""
+        for program in programs:
+            state = self.state(program.name)
+            ready = program.ready_url is None or loopback.answers(program.ready_url)
+            self._call("supervisor.stopProcess", program.name, False, ignore=(BAD_NAME, NOT_RUNNING))
+            if state and state.pid and not ready:
+                processes.kill(processes.group_of(state.pid))
+        names = {program.name for program in programs}
+        deadline = time.monotonic() + START_TIMEOUT_S + max(program.stop_wait_s for program in programs)
+        while time.monotonic() < deadline and any(s.pid for s in self.states() if s.name in names):
+            time.sleep(POLL_S)
 
     def _forget(self, name: str) -> None:
         state = self.state(name)
         if state is None:
             return
         group = processes.group_of(state.pid) if state.pid else []
+        known = [program for program in self._known() if program.name == name]
+        if known:
+            self._end(known)
         self._call("supervisor.stopProcess", name, True, ignore=(BAD_NAME, NOT_RUNNING))
         self._call("supervisor.removeProcessGroup", name, ignore=(BAD_NAME,))
         processes.end(group)

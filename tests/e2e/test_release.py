@@ -6,10 +6,12 @@ The tests of this file build on each other, in their order.
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from clients import VERSION_HEADER, ask, constant_clients
 from releases import MODEL, Rows, release, serving, status, wait_until
@@ -62,7 +64,7 @@ def test_a_release_survives_kills_and_its_rollout_fails_no_client(
 ) -> None:
     """kill -9 of a training rank, the scheduler, the triggerer and MLflow on the way to the next version."""
     before = serving(stack)
-    changes = {"finetune.seed": 1, "compress.ladder": "[none]"}
+    changes = {"finetune.epochs": 6, "compress.ladder": "[none]"}
     with (
         ThreadPoolExecutor(1) as pool,
         constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL, pause_s=0.5) as load,
@@ -71,7 +73,7 @@ def test_a_release_survives_kills_and_its_rollout_fails_no_client(
         kept = stack.home_path / "work" / "finetune"
         wait_until(lambda: any(kept.glob("*/node-*/checkpoints/step-*")) or going.done(), "a checkpoint")
         assert not going.done(), going.result()
-        os.kill(training_rank(stack), signal.SIGKILL)
+        os.kill(training_ranks(stack)[0], signal.SIGKILL)
         for name in ("airflow-scheduler", "airflow-triggerer", "mlflow"):
             os.kill(pid_of(stack, name), signal.SIGKILL)
         version = going.result()["version"]
@@ -158,10 +160,12 @@ def answers(stack: RunningStack) -> bool:
         return False
 
 
-def training_rank(stack: RunningStack) -> int:
-    """The pid of one rank of the training that runs."""
-    return next(
-        process.pid
-        for process in processes.owned(stack.layout)
-        if "pipeline.training.worker" in process.cmdline() and "torch.distributed.run" not in process.cmdline()
-    )
+def training_ranks(stack: RunningStack) -> list[int]:
+    """The pids of the training that runs."""
+    found = []
+    for process in processes.owned(stack.layout):
+        with suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if "pipeline.training.worker" in command and "torch.distributed.run" not in command:
+                found.append(process.pid)
+    return found

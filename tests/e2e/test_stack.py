@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import httpx
 import psutil
@@ -72,6 +74,18 @@ def test_airflow_takes_the_password_and_knows_the_dags(stack: RunningStack) -> N
     who = {"username": stack.credentials.airflow_user, "password": "wrong"}
     wrong = httpx.post(f"{stack.airflow_url}/auth/token", json=who)
     assert wrong.status_code == 401
+
+
+def test_a_killed_scheduler_keeps_no_lock_for_long(stack: RunningStack) -> None:
+    """PostgreSQL ends its transaction, though forks of it keep the connection; else no task would be queued again."""
+    scheduler = psutil.Process(pids(stack)["airflow-scheduler"])
+    ask = "import psycopg2; c = psycopg2.connect('{}').cursor(); c.execute('SHOW {}'); print(*c.fetchone())"
+    dsn = f"host={stack.layout.runtime_path} user=slipway dbname=airflow"
+    code = ask.format(dsn, "idle_in_transaction_session_timeout")
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=scheduler.environ(), capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "30s"
 
 
 def test_every_part_killed_at_once_is_repaired_by_up(stack: RunningStack) -> None:

@@ -91,6 +91,17 @@ def test_a_removed_program_leaves_no_process_and_can_be_removed_again(supervisor
     assert not child.is_running()
 
 
+def test_a_program_that_is_not_ready_is_not_waited_for(supervisor: Supervisor) -> None:
+    """It ignores SIGTERM, as an engine that loads does, and would have ten minutes to drain if it were ready."""
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    command = (sys.executable, "-c", deaf)
+    supervisor.put(sleeper(command=command, stop_wait_s=600, ready_url="http://127.0.0.1:9/health"))
+    process = psutil.Process(running_pid(supervisor, "sleeper"))
+    wait_for(lambda: "SIG_IGN" in " ".join(process.cmdline()), "the program itself")
+    supervisor.remove("sleeper")
+    assert not process.is_running()
+
+
 def test_a_killed_program_is_started_again(supervisor: Supervisor) -> None:
     """kill -9 of a child is repaired by supervisord."""
     supervisor.put(sleeper())

@@ -1,9 +1,11 @@
 """Rollouts with real vLLM replicas: a tiny model as it is, then its 4-bit form."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from fleet_rig import MODEL, Rig
 
@@ -56,3 +58,19 @@ def test_a_real_engine_is_rolled_out_and_says_its_version(rig: Rig) -> None:
         assert answer.headers["x-slipway-version"] == version
         assert answer.json()["model"] == MODEL
     assert rig.ask("nobody").status_code == 404
+
+
+def test_a_replica_that_has_answered_leaves_its_core_to_others(rig: Rig) -> None:
+    """The second after an answer costs it no more than a quarter of a second of a core; spinning took all of it."""
+    rig.roll_out("1")
+    pids = [state.pid for state in rig.supervisor.states() if state.pid and state.name.startswith("replica-")]
+    engine = [child for pid in pids for child in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    assert rig.ask().status_code == 200
+    before = used_s(engine)
+    time.sleep(1)
+    assert used_s(engine) - before < 0.25
+
+
+def used_s(family: list[psutil.Process]) -> float:
+    """Processor time so far."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
