@@ -8,6 +8,7 @@ import polars as pl
 
 from pipeline.data.chat import Batch, ChatRow, encoder, read_batches
 from pipeline.data.columns import TokenCounter, batch_table, compared, token_counter
+from pipeline.errors import SpecError
 
 EXCERPT_CHARS = 240
 
@@ -65,13 +66,20 @@ def _line_excerpts(source_path: Path, lines: set[int]) -> dict[int, str]:
 
 
 def file_tokenizer(folder: Path) -> TokenCounter | None:
-    """Counts with the tokenizer.json of a model folder; None if it has none."""
+    """Counts with the tokenizer.json of a model folder; None if it has none.
+
+    Raises:
+        SpecError: the file is none that can be read.
+    """
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizer: Any = Tokenizer.from_file(str(path))
+    try:
+        tokenizer: Any = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise SpecError(f"{path} is no tokenizer that can be read: {error}; copy the model's own anew") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

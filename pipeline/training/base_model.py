@@ -118,12 +118,16 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, a fast one."""
+    """The tokenizer in `folder`, a fast one.
+
+    Raises:
+        SpecError: there is none, or none that can be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # for a broken tokenizer.json the library raises nothing narrower
         raise SpecError(f"base model {folder} has no tokenizer that can be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise SpecError(f"base model {folder} has only a slow tokenizer; add tokenizer.json to its folder")

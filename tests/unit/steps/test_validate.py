@@ -223,6 +223,18 @@ def test_tokens_are_counted_with_the_base_models_tokenizer(case: Case) -> None:
         run(spec, validate_job(spec, case.folder / "other-home"))
 
 
+def test_a_broken_tokenizer_of_the_base_model_is_named(case: Case) -> None:
+    """It is the recipe's fault, not a bug."""
+    folder = case.folder / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"version": "1.0", ')
+    case.run()
+    spec = validate_spec(case.folder / "train.jsonl", case.folder / "eval.jsonl", max_tokens=5)
+    spec = spec.model_copy(update={"base_model": FolderRef(uri=folder.as_uri(), digest=folder_digest(folder))})
+    with pytest.raises(SpecError, match=r"tokenizer\.json is no tokenizer that can be read: EOF while parsing"):
+        run(spec, validate_job(spec, case.folder / "other-home"))
+
+
 def expectation(kind: str, **entry: Any) -> dict[str, Any]:
     meta = {"meta": entry.pop("meta")} if "meta" in entry else {}
     return {"type": kind, "kwargs": entry, **meta}

@@ -70,6 +70,14 @@ def test_the_tokenizer_of_a_new_model_has_the_same_bytes_every_time(tmp_path: Pa
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
+def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    """It is the recipe's fault, not a bug."""
+    write_new_model(InitModel(vocab_size=300), write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "1.0", ')
+    with pytest.raises(SpecError, match="has no tokenizer that can be loaded"):
+        load_tokenizer(tmp_path / "model")
+
+
 def test_a_row_that_is_too_long_loses_the_beginning_of_its_prompt() -> None:
     """The answer stays whole."""
     (ids, is_answer), cut = fit(np.arange(10, dtype=np.int32), np.arange(10) >= 7, 5)
