@@ -67,6 +67,13 @@ def _has_docker() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@cache
+def _may_mount() -> bool:
+    """In a namespace of its own; distributions differ in who may make one."""
+    command = ["unshare", "--mount", "--map-root-user", "true"]
+    return _has_programs("unshare") and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 PARTS = {
     "radosgw": Part(
         lambda: _has_programs("radosgw", "ceph-mon", "ceph-osd", "ceph", "radosgw-admin"),
@@ -74,6 +81,7 @@ PARTS = {
     ),
     "chromium": Part(_has_chromium, "chromium is not installed (apt install chromium)"),
     "docker": Part(_has_docker, f"Docker is not there, or not the image {BASE_IMAGE} (docker pull {BASE_IMAGE})"),
+    "mounts": Part(_may_mount, "this user may not mount in a namespace (`unshare --mount --map-root-user true` fails)"),
     "data": Part(_has_data, "SLIPWAY_TEST_DATA names no folder with banking77-train.jsonl"),
 }
 
