@@ -27,10 +27,11 @@ def pids(stack: RunningStack) -> dict[str, int]:
 
 
 def assert_all_answer(stack: RunningStack) -> None:
+    """Within a while: replicas that load may take all cores for some seconds."""
     assert pids(stack).keys() >= set(PARTS)
-    assert airflow_part.unhealthy(stack.layout, stack.supervisor) == []
-    assert httpx.get(f"{stack.mlflow_url}/health").status_code == 200
-    assert httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}).status_code == 401
+    wait_until(lambda: airflow_part.unhealthy(stack.layout, stack.supervisor) == [], "Airflow's health", 120)
+    assert httpx.get(f"{stack.mlflow_url}/health", timeout=60).status_code == 200
+    assert httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}, timeout=60).status_code == 401
 
 
 def test_up_brings_every_part_and_status_tells_where(stack: RunningStack) -> None:
