@@ -50,7 +50,7 @@ class RunningStack:
     def airflow(self) -> httpx.Client:
         """Airflow's REST API, logged in."""
         who = {"username": self.credentials.airflow_user, "password": self.credentials.airflow_password}
-        token = httpx.post(f"{self.airflow_url}/auth/token", json=who).json()["access_token"]
+        token = httpx.post(f"{self.airflow_url}/auth/token", json=who, timeout=60).json()["access_token"]
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=f"{self.airflow_url}/api/v2", headers=headers, timeout=60)
 

@@ -104,6 +104,7 @@ def test_setting_the_alias_in_mlflow_is_enough(stack: RunningStack) -> None:
         moved = httpx.post(
             f"{stack.mlflow_url}/api/2.0/mlflow/registered-models/alias",
             json={"name": MODEL, "alias": "champion", "version": wanted},
+            timeout=60,
         )
         assert moved.status_code == 200, moved.text
         wait_until(lambda: serving(stack) == wanted, f"version {wanted} serves")

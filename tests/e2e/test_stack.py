@@ -73,7 +73,7 @@ def test_airflow_takes_the_password_and_knows_the_dags(stack: RunningStack) -> N
         )
         assert airflow.get("/importErrors").json()["import_errors"] == []
     who = {"username": stack.credentials.airflow_user, "password": "wrong"}
-    wrong = httpx.post(f"{stack.airflow_url}/auth/token", json=who)
+    wrong = httpx.post(f"{stack.airflow_url}/auth/token", json=who, timeout=60)
     assert wrong.status_code == 401
 
 
