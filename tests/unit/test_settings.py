@@ -55,6 +55,23 @@ def test_a_value_that_is_none_is_refused(environ: dict[str, str], message: str) 
         settings.load(environ)
 
 
+def test_a_node_keeps_the_cores_busy_that_it_was_given() -> None:
+    """Where nobody limits it, that is for whoever starts threads to find out."""
+    assert settings.load({}).cpus is None
+    assert settings.load({"SLIPWAY_CPUS": "3"}).cpus == 3
+    with pytest.raises(SpecError, match=r"SLIPWAY_CPUS is '1\.5', expected a whole number"):
+        settings.load({"SLIPWAY_CPUS": "1.5"})
+
+
+def test_a_backend_counts_as_chosen_only_if_somebody_chose_it() -> None:
+    """So that a home's own choice stands where the environment says nothing."""
+    assert settings.load({}).backend == "process"
+    assert "backend" not in settings.load({}).model_fields_set
+    assert "backend" in settings.load({"SLIPWAY_BACKEND": "process"}).model_fields_set
+    with pytest.raises(SpecError, match="SLIPWAY_BACKEND is 'podman', expected one of process, docker, agent"):
+        settings.load({"SLIPWAY_BACKEND": "podman"})
+
+
 @pytest.mark.parametrize(("rank", "is_host"), [("0", True), ("1", False)])
 def test_the_first_of_torchruns_ranks_listens_where_all_meet(rank: str, is_host: bool) -> None:
     """The others call it there."""
