@@ -1,4 +1,4 @@
-"""Containers of one home: how they are labelled, and how what nobody wants any more is found and removed.
+"""Containers of one home: how they are named and labelled, and how what nobody wants any more is found and removed.
 
 Docker is the truth about what runs; the labels say whose it is. Docker's library is imported when it is needed.
 """
@@ -16,6 +16,8 @@ STOP_S = 15
 """What a step gets to end by itself before it is killed."""
 BRIDGE = "bridge"
 """The network that every Docker engine has."""
+MAX_NAME_CHARS = 63
+"""Of a DNS label: the nodes of a job find each other by their containers' names."""
 
 
 def connect() -> Any:
@@ -59,6 +61,21 @@ def home_label(settings: Settings) -> str:
     """What tells the containers of one home from those of another on the same engine. In a volume, every home has the
     same path."""
     return sha256_hex(f"{settings.docker_volume or ''}:{settings.home_path}".encode())[:20]
+
+
+def job_name(settings: Settings, job_id: str) -> str:
+    """What a job's network is called, and its containers but for their rank.
+
+    Its id comes from what it makes, so another home of the same engine may have the same job: its name is another.
+    """
+    name = f"slipway-{home_label(settings)[:8]}-{job_id}"
+    room = MAX_NAME_CHARS - len("-63")
+    return name if len(name) <= room else f"{name[: room - 9]}-{sha256_hex(job_id.encode())[:8]}"
+
+
+def node_name(settings: Settings, job_id: str, rank: int) -> str:
+    """What the container of one node is called, and the host that it is to the other nodes."""
+    return f"{job_name(settings, job_id)}-{rank}"
 
 
 def of_home(settings: Settings) -> list[str]:

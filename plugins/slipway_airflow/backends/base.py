@@ -17,7 +17,7 @@ EXIT_CANCELLED = 143
 """The job was ended on request."""
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,61}$")]
-"""Also a valid file name, container name and DNS label."""
+"""Also a valid file name and DNS label."""
 JobState = Literal["running", "succeeded", "failed", "cancelled", "lost", "unknown"]
 
 

@@ -14,7 +14,16 @@ from urllib.parse import unquote, urlsplit
 
 from docker.types import LogConfig, Mount
 
-from pipeline.containers import BRIDGE, HOME_LABEL, JOB_LABEL, RANK_LABEL, compose_labels, home_label
+from pipeline.containers import (
+    BRIDGE,
+    HOME_LABEL,
+    JOB_LABEL,
+    RANK_LABEL,
+    compose_labels,
+    home_label,
+    job_name,
+    node_name,
+)
 from pipeline.settings import ROOT, Settings
 from pipeline.stack.layout import Layout
 from slipway_airflow.backends.base import JobRequest
@@ -50,7 +59,7 @@ class ContainerPlan:
     @property
     def network(self) -> str | None:
         """The job's own network, made for it and removed with it; None for a job of one node."""
-        return f"slipway-{self.job.job_id}" if self.request.nodes > 1 else None
+        return job_name(self.settings, self.job.job_id) if self.request.nodes > 1 else None
 
     @property
     def networks(self) -> list[str]:
@@ -71,7 +80,7 @@ class ContainerPlan:
 
     def options(self, rank: int) -> dict[str, Any]:
         """The arguments of docker-py's `containers.create` for one node."""
-        name = container_name(self.job.job_id, rank)
+        name = node_name(self.settings, self.job.job_id, rank)
         options: dict[str, Any] = {
             "image": self.image.partition("@")[2],
             "command": ["python", "-I", "-S", "-B", str(self.job.path / "runner"), str(self.job.path), str(rank)],
@@ -153,10 +162,6 @@ class ContainerPlan:
         hides_home = {path for path in found if self.settings.home_path.is_relative_to(path)}
         outside = {path for path in found - hides_home if not any(map(path.is_relative_to, written))}
         return sorted(path for path in outside if path.exists())
-
-
-def container_name(job_id: str, rank: int) -> str:
-    return f"slipway-{job_id}-{rank}"
 
 
 def owner(home_path: Path) -> str:

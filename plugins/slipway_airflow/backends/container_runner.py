@@ -77,8 +77,8 @@ class ContainerRunner(Runner):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def _variables(self) -> list[dict[str, str]]:
-        first = f"slipway-{self.request['job_id']}-0:{RENDEZVOUS_PORT}"
-        return [{**self.secrets, **node_variables(self.request, self.rank, first)}]
+        rendezvous = f"{self.request['first_node']}:{RENDEZVOUS_PORT}"
+        return [{**self.secrets, **node_variables(self.request, self.rank, rendezvous)}]
 
     def _collect(self) -> None:
         super()._collect()

@@ -82,6 +82,7 @@ class DockerBackend(FolderBackend):
         begin = job.begin(
             request,
             interpreter="python",
+            first_node=containers.node_name(self.settings, job.job_id, 0),
             directory=None,
             memory_bytes=plan.memory_bytes,
             memory_field=f"{request.resources_field or 'resources.STEP'}.memory_gb",
@@ -193,7 +194,7 @@ class DockerBackend(FolderBackend):
 
     def _cut_off(self, job: JobFolder, nodes: list[Node]) -> str:
         """Says which running node has been taken out of the job's network: the others would wait for it for minutes."""
-        network = f"slipway-{job.job_id}"
+        network = containers.job_name(self.settings, job.job_id)
         lonely = [node.rank for node in nodes if len(nodes) > 1 and node.runs and network not in node.networks]
         return f"node {lonely[0]} was cut off from the job's network {network}" if lonely else ""
 

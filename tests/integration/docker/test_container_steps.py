@@ -86,7 +86,8 @@ def test_a_training_goes_on_from_its_last_checkpoint_when_a_container_is_killed(
     request = chain.request("finetune", spec, nodes=2)
     chain.backend.submit(request)
     wait_for("checkpoints", lambda: has_checkpoint(chain, spec))
-    subprocess.run(["docker", "kill", "-s", "KILL", f"slipway-{request.job_id}-1"], check=True, capture_output=True)
+    second = containers.node_name(home, request.job_id, 1)
+    subprocess.run(["docker", "kill", "-s", "KILL", second], check=True, capture_output=True)
     began = time.monotonic()
     wait_for("the loss is noticed", lambda: chain.backend.status(request.job_id).state != "running")
     noticed_s = time.monotonic() - began

@@ -60,9 +60,9 @@ def open_backend(configured: Settings, tmp_path: Path) -> OpenBackend:
 
 
 @pytest.fixture
-def kill_runner() -> Callable[[str], None]:
+def kill_runner(configured: Settings) -> Callable[[str], None]:
     def kill(job_id: str) -> None:
-        docker("kill", "--signal", "KILL", f"slipway-{job_id}-0")
+        docker("kill", "--signal", "KILL", containers.node_name(configured, job_id, 0))
 
     return kill
 
@@ -86,8 +86,8 @@ def docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def inspected(job_id: str, rank: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(docker("inspect", f"slipway-{job_id}-{rank}"))[0]
+def inspected(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(docker("inspect", name))[0]
     return found
 
 
@@ -115,7 +115,7 @@ class TestDockerBackend(BackendConformance):
         said = whole_log(backend, job.job_id).splitlines()
         assert said[:2] == ["100000000 False", "['0000000000000000', '1']"] or said[0].endswith(" False")
         assert said[1] == "['0000000000000000', '1']"
-        host = inspected(job.job_id)["HostConfig"]
+        host = inspected(containers.node_name(configured, job.job_id, 0))["HostConfig"]
         assert (host["NanoCpus"], host["Memory"], host["ShmSize"]) == (500_000_000, 200_000_000, 100_000_000)
         assert (host["ReadonlyRootfs"], host["NetworkMode"]) == (True, "bridge")
         assert (configured.home_path / "jobs" / job.job_id / "log").stat().st_uid == os.getuid()
@@ -133,7 +133,8 @@ class TestDockerBackend(BackendConformance):
         backend.submit(job)
         wait_for("both nodes run", lambda: whole_log(backend, job.job_id).count("waiting") == 2)
         assert f"{len(secret)}\n" in whole_log(backend, job.job_id)
-        assert secret not in docker("inspect", *(f"slipway-{job.job_id}-{rank}" for rank in range(2)))
+        names = [containers.node_name(configured, job.job_id, rank) for rank in range(2)]
+        assert secret not in docker("inspect", *names)
         assert not processes_with(secret)
         assert not list((configured.home_path / "jobs" / job.job_id).glob("secrets*"))
         backend.cancel(job.job_id)
@@ -165,13 +166,16 @@ class TestDockerBackend(BackendConformance):
         assert "raise `resources.finetune.memory_gb` in the recipe" in log
         assert not processes_with(job.job_id)
 
-    def test_a_node_that_is_cut_off_from_the_network_ends_the_job(self, open_backend: OpenBackend) -> None:
+    def test_a_node_that_is_cut_off_from_the_network_ends_the_job(
+        self, open_backend: OpenBackend, configured: Settings
+    ) -> None:
         """Open connections only hang then, so the others would wait for it for minutes. A retry gets a new network."""
         job = request(FOREVER, nodes=2)
         backend = open_backend()
         backend.submit(job)
         wait_for("both nodes run", lambda: whole_log(backend, job.job_id).count("waiting") == 2)
-        docker("network", "disconnect", f"slipway-{job.job_id}", f"slipway-{job.job_id}-1")
+        name = containers.job_name(configured, job.job_id)
+        docker("network", "disconnect", name, f"{name}-1")
         assert finished(backend, job.job_id) == JobStatus(state="failed", exit_code=75)
         assert "node 1 was cut off from the job's network" in whole_log(backend, job.job_id)
         assert left_of(job.job_id) == []
@@ -192,6 +196,22 @@ class TestDockerBackend(BackendConformance):
         assert others.status(foreign.job_id).state == backend.status(wanted.job_id).state == "running"
         assert containers.remove_all(backend.engine, other) == 1
         backend.cancel(wanted.job_id)
+
+    def test_two_homes_run_the_same_job_side_by_side(
+        self, open_backend: OpenBackend, configured: Settings, tmp_path: Path
+    ) -> None:
+        """Its id comes from what it makes, which may be the same in both; ending one leaves the other alone."""
+        other = settings.load({"SLIPWAY_HOME": str(tmp_path / "other")})
+        other.home_path.mkdir()
+        job = request(FOREVER, nodes=2)
+        ours, theirs = open_backend(), DockerBackend(other, image=BASE_IMAGE)
+        ours.submit(job)
+        theirs.submit(job)
+        assert len(left_of(job.job_id)) == 6
+        ours.cancel(job.job_id)
+        assert theirs.status(job.job_id).state == "running"
+        theirs.cancel(job.job_id)
+        assert left_of(job.job_id) == []
 
     def test_an_image_that_is_not_there_is_named(self, configured: Settings) -> None:
         """With how to make it; nothing is started."""

@@ -138,6 +138,37 @@ def test_a_job_is_a_rollout_by_what_it_runs(tmp_path: Path) -> None:
     assert "network_mode" not in named.options(0)
 
 
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_job_of_another_home_has_other_names(tmp_path: Path) -> None:
+    """Two homes, or two compose projects, share an engine and may make the same artifact."""
+    found = [
+        plan(tmp_path / "home", nodes=2),
+        plan(tmp_path / "other", nodes=2),
+        plan(tmp_path / "home", IN_COMPOSE, nodes=2),
+    ]
+    assert len({one.network for one in found}) == 3
+    assert len({one.options(0)["name"] for one in found}) == 3
+
+
+def test_the_nodes_of_a_job_are_named_alike_but_for_their_rank(tmp_path: Path) -> None:
+    """And are called so by each other."""
+    found = plan(tmp_path / "home", nodes=2)
+    first, second = found.options(0), found.options(1)
+    assert (first["name"], second["name"]) == (f"{found.network}-0", f"{found.network}-1")
+    assert first["hostname"] == first["name"]
+    assert "finetune-1" in first["name"]
+
+
+def test_the_longest_job_still_has_a_name_that_dns_takes(tmp_path: Path) -> None:
+    """63 characters a label; two long ids that begin alike stay apart."""
+    ids = ["x" * 61 + end for end in "ab"]
+    names = [plan(tmp_path / "home", nodes=64, job_id=job_id).options(63)["name"] for job_id in ids]
+    assert max(map(len, names)) <= 63
+    assert names[0] != names[1]
+
+
 # --- limits and privileges ---------------------------------------------------------------------------------------
 
 
