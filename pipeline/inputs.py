@@ -13,7 +13,7 @@ from pipeline.artifacts.fetching import download_folder
 from pipeline.artifacts.uris import file_uri, local_path
 from pipeline.contracts.base import FileRef, FolderRef, Result, step_key
 from pipeline.contracts.manifest import Manifest
-from pipeline.contracts.recipe import BaseModelSource
+from pipeline.contracts.recipe import BaseModelSource, Recipe
 from pipeline.contracts.specs import GenerateSpec
 from pipeline.data import generate
 from pipeline.errors import IntegrityError, SpecError, TransientError
@@ -39,13 +39,45 @@ def pin_file(uri: str, field: str, cache_path: Path, *, suffixes: tuple[str, ...
     path = _local(uri, field)
     if path is None:
         return _pin_remote_file(uri, field, cache_path)
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise SpecError(f"{field}: {path} {kind}; correct the path in the recipe, or put the file there")
+    check_file(path, field)
     try:
         return FileRef(uri=file_uri(path), digest=file_digest(path), size_bytes=path.stat().st_size)
     except PermissionError as error:
         raise SpecError(f"{field}: {path} cannot be read by this user; change its permissions") from error
+
+
+def check_local_paths(recipe: Recipe) -> None:
+    """Refuses what the recipe names on this machine and is not there; the release's first step looks at the rest.
+
+    Raises:
+        SpecError: names the field and the path.
+    """
+    files = {
+        "dataset.uri": recipe.dataset.uri,
+        "dataset.eval_uri": recipe.dataset.eval_uri,
+        "validation.suite_uri": recipe.validation.suite_uri,
+    }
+    for field, uri in files.items():
+        if uri and (path := _local(uri, field)) is not None:
+            check_file(path, field)
+    model = recipe.base_model.uri
+    if model and not is_hub_id(model) and (path := _local(model, "base_model.uri")) is not None:
+        _check_model_folder(path, model)
+
+
+def check_file(path: Path, field: str) -> None:
+    """Refuses a path that is no file for this user.
+
+    Raises:
+        SpecError: names the field and the path.
+    """
+    try:
+        if path.is_file():
+            return
+        kind = "is a folder" if path.is_dir() else "does not exist"
+    except OSError as error:
+        raise SpecError(f"{field}: {path} cannot be looked at ({error.strerror}); correct the path") from error
+    raise SpecError(f"{field}: {path} {kind}; correct the path in the recipe, or put the file there")
 
 
 def pin_base_model(source: BaseModelSource, cache_path: Path) -> tuple[BaseModelSource, FolderRef | None]:
@@ -147,7 +179,11 @@ def _into_cache(folder: Path, download: Callable[[Path], str]) -> str:
 
 
 def _check_model_folder(path: Path, uri: str) -> None:
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+    try:
+        is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    except OSError as error:
+        raise SpecError(f"base_model.uri: {uri} cannot be looked at ({error.strerror}); correct the path") from error
+    if not is_model:
         raise SpecError(
             f"base_model.uri: {uri} holds no model: config.json and *.safetensors are expected in it;"
             " give a folder in Hugging Face form, or a hub id such as org/name"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import recipe_files
+from pipeline import inputs, recipe_files
 from pipeline.commands import jobs, live, summary
 from pipeline.commands.airflow_api import AirflowApi
 from pipeline.commands.output import console, here
@@ -64,6 +64,7 @@ def read_recipe(layout: Layout, recipe: str, overrides: list[str]) -> tuple[Path
     path = recipe_files.resolve_recipe(recipe, layout.home_path)
     parsed = recipe_files.parse_overrides(overrides)
     checked = recipe_files.check_recipe(recipe_files.apply_overrides(recipe_files.load_recipe(path), parsed))
+    inputs.check_local_paths(checked)
     anchored = {key: _value_at(recipe_files.apply_overrides({}, {key: value}), key) for key, value in parsed.items()}
     return path, checked, anchored
 

@@ -36,7 +36,7 @@ class Secret:
     restart: tuple[str, ...]
     """The services that have to start anew when it changes, those that others wait for first."""
     first: str = ""
-    """A command that has to be run before that."""
+    """A command that has to be run before that; `{path}` becomes the secret's file."""
     then: str = ""
     """A command that has to be run after that."""
 
@@ -45,7 +45,7 @@ SECRETS = (
     Secret(
         name="postgres_password",
         restart=("postgres", "setup"),
-        first="docker compose exec -T postgres sh /opt/slipway/set-password.sh < secrets/postgres_password",
+        first="docker compose exec -T postgres sh /opt/slipway/set-password.sh < {path}",
     ),
     Secret(name="airflow_database_password", restart=("setup", "airflow-init", *AIRFLOW)),
     Secret(name="mlflow_database_password", restart=("setup", "mlflow")),
@@ -70,9 +70,12 @@ SECRETS = (
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rotate", metavar="NAME", help="make this secret anew, and say what to start again")
+    parser.add_argument(
+        "--docker-socket", metavar="PATH", type=Path, default=SOCKET, help=f"for a new .env, by default {SOCKET}"
+    )
     options = parser.parse_args(arguments)
     try:
-        for line in rotate(ROOT, options.rotate) if options.rotate else initialise(ROOT):
+        for line in rotate(ROOT, options.rotate) if options.rotate else initialise(ROOT, options.docker_socket):
             print(line)
     except SlipwayError as error:
         print(f"slipway: {error}", file=sys.stderr)
@@ -86,8 +89,8 @@ def initialise(root: Path, socket: Path = SOCKET) -> list[str]:
     if not (root / ".env").exists():
         _write(root / ".env", _environment((root / ".env.example").read_text(), socket), 0o600)
         said.append("made .env: ports, images and sizes; look through it")
-    folder = root / "secrets"
-    folder.mkdir(exist_ok=True)
+    folder = secrets_folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     made = [secret for secret in SECRETS if not (folder / secret.name).exists()]
     for secret in made:
@@ -106,13 +109,15 @@ def rotate(root: Path, name: str) -> list[str]:
     secret = next((known for known in SECRETS if known.name == name), None)
     if secret is None:
         raise SpecError(f"there is no secret {name!r}; expected one of {', '.join(known.name for known in SECRETS)}")
-    path = root / "secrets" / name
+    path = secrets_folder(root) / name
     if not path.exists():
         raise SpecError(f"{path} does not exist, so there is nothing to replace: run `./slipway init`")
     fresh = generate(secret.kind)
-    # Airflow encrypts with the first key and decrypts with any, until everything is encrypted anew.
-    _write(path, f"{fresh},{path.read_text().partition(',')[0]}" if secret.kind == "fernet" else fresh, 0o644)
-    commands = (secret.first, f"docker compose up --detach --force-recreate {' '.join(secret.restart)}", secret.then)
+    # Airflow encrypts with the first key and decrypts with any: earlier ones stay, since nobody here can tell whether
+    # everything was encrypted anew.
+    _write(path, f"{fresh},{path.read_text()}" if secret.kind == "fernet" else fresh, 0o644)
+    first = secret.first.format(path=path)
+    commands = (first, f"docker compose up --detach --force-recreate {' '.join(secret.restart)}", secret.then)
     return [f"made a new {name}; to make it count:", *(f"  {command}" for command in commands if command)]
 
 
@@ -123,12 +128,26 @@ def generate(kind: Kind) -> str:
     return ("slipway-" if kind == "api_key" else "") + secrets.token_urlsafe(32)
 
 
+def secrets_folder(root: Path) -> Path:
+    """Where compose looks for them: SLIPWAY_SECRETS_FOLDER of .env, relative to the checkout."""
+    name, found = "SLIPWAY_SECRETS_FOLDER=", "secrets"
+    for line in (root / ".env").read_text().splitlines() if (root / ".env").exists() else ():
+        if line.startswith(name):
+            found = line.removeprefix(name).strip() or found
+    return (root / found).absolute()
+
+
 def _environment(example: str, socket: Path) -> str:
-    """The example with this machine's own values: the group that may use the Docker socket."""
+    """The example with this machine's own values: the Docker socket, and the group that may use it."""
     if not socket.exists():
-        raise SpecError(f"there is no {socket}: start the Docker engine, then run this again")
-    name = "SLIPWAY_DOCKER_GID"
-    lines = [f"{name}={socket.stat().st_gid}" if line.startswith(f"{name}=") else line for line in example.splitlines()]
+        raise SpecError(
+            f"there is no {socket}: start the Docker engine, or name its socket: --docker-socket PATH"
+        )
+    own = {"SLIPWAY_DOCKER_GID": str(socket.stat().st_gid), "SLIPWAY_DOCKER_SOCKET": str(socket.absolute())}
+    lines = []
+    for line in example.splitlines():
+        name = line.partition("=")[0]
+        lines.append(f"{name}={own[name]}" if name in own else line)
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline import settings as configuration
 from pipeline.errors import SlipwayError, SpecError
+from pipeline.fleet.state import write_atomically
 from pipeline.settings import Settings
 from pipeline.stack import airflow_settings, compose_services, compose_setup, mlflow_part
 from pipeline.stack.airflow_part import PROGRAMS
@@ -93,7 +94,7 @@ def airflow_program(name: str, configured: Settings) -> Run:
     if name == "airflow-api-server":
         place = _place(configured)
         password = read_secret(secrets_path(configured), "airflow_password")
-        _write_private(place.passwords_path, airflow_settings.passwords(place, password))
+        write_atomically(place.passwords_path, airflow_settings.passwords(place, password))
     own = airflow_settings.scheduler_variables() if name == "airflow-scheduler" else {}
     run = airflow(PROGRAMS[name], configured)
     return dataclasses.replace(run, variables=run.variables | own)
@@ -161,7 +162,7 @@ def mlflow(configured: Settings) -> Run:
     users_uri = compose_services.database_uri("mlflow_auth", password)
     compose_setup.set_mlflow_password(users_uri, compose_services.MLFLOW_USER, admin_password)
     sign_in = MEMORY / "mlflow-sign-in.ini"
-    _write_private(sign_in, _sign_in(users_uri))
+    write_atomically(sign_in, _sign_in(users_uri))
     variables = {
         **mlflow_part.QUIET,
         **compose_services.store_login(folder),
@@ -208,16 +209,9 @@ def gateway(configured: Settings) -> Run:
     from pipeline.fleet import gateway as part
 
     layout = Layout(configured.home_path)
-    _write_private(part.client_key_path(layout), read_secret(secrets_path(configured), "gateway_api_key"))
+    write_atomically(part.client_key_path(layout), read_secret(secrets_path(configured), "gateway_api_key"))
     program = part.program(layout)
     return Run(program.command, directory=Path(str(program.directory)))
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Only this user may read it."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 if __name__ == "__main__":

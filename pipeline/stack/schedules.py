@@ -6,6 +6,7 @@ A generated file, because Airflow finds schedules by parsing DAG files, and a DA
 is parsed. The recipe itself is read when a run starts, so only a changed `schedule` or `name` needs a new file.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,10 +26,8 @@ dag = release_dag(dag_id={dag_id!r}, schedule={schedule!r}, recipe={recipe!r})
 def write_schedules(home_path: Path, recipe_paths: Iterable[Path]) -> list[Path]:
     """Makes home/dags match the schedules of the recipes; returns the DAG files.
 
-    A recipe that is broken keeps the file that it has: its run will say what is wrong, where its absence would not.
-
-    Raises:
-        SpecError: two recipes with a schedule have the same name.
+    A recipe that is broken keeps the file that it has: its run will say what is wrong, where its absence would not. Of
+    two that have a schedule and the same name the first wins; the other is said to be left out.
     """
     folder = Layout(home_path).dags_path
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +58,8 @@ def _wanted(recipe_paths: Iterable[Path]) -> tuple[dict[str, str], list[Path]]:
             continue
         name = f"{PREFIX}{recipe.name.replace('-', '_')}.py"
         if name in wanted:
-            raise SpecError(f"{path}: another recipe with a schedule is called {recipe.name} too; rename one of them")
+            print(f"{path} gets no schedule: another recipe is called {recipe.name}, too; rename one", file=sys.stderr)
+            continue
         dag_id = name.removesuffix(".py")
         wanted[name] = TEMPLATE.format(path=path, dag_id=dag_id, schedule=recipe.schedule, recipe=str(path))
     return wanted, broken

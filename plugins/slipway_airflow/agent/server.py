@@ -20,8 +20,8 @@ from pipeline.errors import EXIT_BAD_DATA, EXIT_BAD_SPEC, EXIT_TRANSIENT, Slipwa
 from pipeline.fleet.replicas import Place, ReplicaHost, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import Settings
-from slipway_airflow.agent.vocabulary import check_plan, check_request
-from slipway_airflow.backends.base import Backend, Claim, JobHandle, JobRequest, JobStatus
+from slipway_airflow.agent.vocabulary import check_name, check_plan, check_request
+from slipway_airflow.backends.base import Backend, Claim, JobHandle, JobId, JobRequest, JobStatus
 
 HTTP_STATUS = {EXIT_BAD_SPEC: 400, EXIT_BAD_DATA: 422, EXIT_TRANSIENT: 503}
 
@@ -55,19 +55,19 @@ def _add_jobs(app: FastAPI, settings: Settings, jobs: Backend) -> None:
         return jobs.submit(request)
 
     @app.get("/jobs/{job_id}")
-    def status(job_id: str) -> JobStatus:
+    def status(job_id: JobId) -> JobStatus:
         return jobs.status(job_id)
 
     @app.get("/jobs/{job_id}/log")
-    def log(job_id: str, offset: int, limit_bytes: int) -> tuple[str, int]:
+    def log(job_id: JobId, offset: int, limit_bytes: int) -> tuple[str, int]:
         return jobs.logs(job_id, offset, limit_bytes)
 
     @app.post("/jobs/{job_id}/cancel")
-    def cancel(job_id: str, claim: Annotated[Claim | None, Body()] = None) -> bool:
+    def cancel(job_id: JobId, claim: Annotated[Claim | None, Body()] = None) -> bool:
         return jobs.cancel(job_id, claim)
 
     @app.delete("/jobs/{job_id}")
-    def forget(job_id: str) -> None:
+    def forget(job_id: JobId) -> None:
         jobs.forget(job_id)
 
     @app.get("/claims")
@@ -91,6 +91,7 @@ def _add_replicas(app: FastAPI, settings: Settings, replicas: ReplicaHost) -> No
 
     @app.delete("/replicas/{name}")
     def remove(name: str) -> None:
+        check_name(name)
         replicas.remove(name)
 
     @app.get("/replicas")

@@ -21,6 +21,7 @@ VARIABLES = frozenset(
         "SLIPWAY_VENVS",
     }
 )
+LABELS = frozenset({"dag_id", "run_id", "task_id", "map_index", "step"})
 REPLICA_NAME = re.compile(r"^replica-[a-z0-9][a-z0-9-]{0,62}-v[0-9]+-g[0-9]+-[0-9]+$")
 REPLICA_PORT = 8000
 """Every replica has an address of its own."""
@@ -43,6 +44,8 @@ def check_request(request: JobRequest, settings: Settings) -> None:
         raise SpecError(f"step {step} writes to {out_uri}, expected a place below {settings.store_uri}/{step}")
     if unknown := request.variables.keys() - VARIABLES:
         raise SpecError(f"the agent hands on no variables {sorted(unknown)}; expected some of {sorted(VARIABLES)}")
+    if unknown := request.labels.keys() - LABELS:
+        raise SpecError(f"the agent sets no labels {sorted(unknown)}; expected some of {sorted(LABELS)}")
 
 
 def check_plan(name: str, plan: ReplicaPlan, settings: Settings) -> None:
@@ -51,10 +54,21 @@ def check_plan(name: str, plan: ReplicaPlan, settings: Settings) -> None:
     Raises:
         SpecError: names what is not allowed.
     """
-    if name != plan.replica.id or not REPLICA_NAME.match(name):
-        raise SpecError(f"{name!r} is no replica's name; expected replica-MODEL-vVERSION-gGENERATION-INDEX")
+    check_name(name)
+    if name != plan.replica.id:
+        raise SpecError(f"the plan of {name!r} is of the replica {plan.replica.id!r}; expected the same name")
     if plan.replica.port != REPLICA_PORT:
         raise SpecError(f"{name}: port {plan.replica.port}, expected {REPLICA_PORT}")
     inside = settings.cache_path.resolve()
     if not plan.bundle_path.resolve().is_relative_to(inside):
         raise SpecError(f"{name}: the bundle {plan.bundle_path} is outside {inside}")
+
+
+def check_name(name: str) -> None:
+    """Refuses what is no replica's name, such as another container's.
+
+    Raises:
+        SpecError: names what is expected.
+    """
+    if not REPLICA_NAME.fullmatch(name):
+        raise SpecError(f"{name!r} is no replica's name; expected replica-MODEL-vVERSION-gGENERATION-INDEX")

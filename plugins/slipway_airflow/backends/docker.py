@@ -103,18 +103,21 @@ class DockerBackend(FolderBackend):
     def _write_folder(self, job: JobFolder, nodes: int) -> None:
         """What the runners read, for whoever owns the home to read."""
         sources = {"__main__.py": "container_runner.py", "process_runner.py": "process_runner.py"}
-        (job.path / "runner").mkdir(exist_ok=True)
+        runner = job.path / "runner"
+        runner.unlink() if runner.is_symlink() else shutil.rmtree(runner, ignore_errors=True)
+        runner.mkdir()
         for name, source in sources.items():
-            shutil.copyfile(Path(__file__).with_name(source), job.path / "runner" / name)
+            shutil.copyfile(Path(__file__).with_name(source), runner / name)
         secrets = json.dumps(job_secrets())
         for rank in range(nodes):
             path = job.path / f"secrets.{rank}.json"
-            path.touch(mode=0o600)
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600, exist_ok=False)
             path.write_text(secrets)
         home = self.settings.home_path.stat()
         if home.st_uid != os.geteuid():
             for path in (job.path, *job.path.rglob("*")):
-                os.chown(path, home.st_uid, home.st_gid)
+                os.chown(path, home.st_uid, home.st_gid, follow_symlinks=False)
 
     def _start(self, plan: ContainerPlan) -> None:
         job_id = plan.job.job_id

@@ -5,11 +5,15 @@ home/jobs/{job_id}/
   log            of all attempts        exit_code   written last
   claims/        who wants the job      cancelled   it was ended on request
   lock           held by whoever changes or judges the job
+
+A step may write into its job's folder, so nothing here follows a link that it may have put there.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -18,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.base import sha256_hex
-from pipeline.errors import TransientError
+from pipeline.errors import SpecError, TransientError
 from slipway_airflow.backends.base import Claim, JobHandle, JobRequest, JobStatus
 from slipway_airflow.backends.process_runner import EXIT_CANCELLED, write_atomically
 
@@ -44,7 +48,7 @@ class JobFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time changes or judges a job."""
-        with (self.path / "lock").open("w") as file:
+        with open(self.path / "lock", "w", opener=open_no_link) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -64,7 +68,7 @@ class JobFolder:
         for name in ("exit_code", "cancelled"):
             (self.path / name).unlink(missing_ok=True)
         begin = self.log_path.stat().st_size if self.log_path.exists() else 0
-        self.spec_path.write_text(request.spec)
+        write_atomically(self.spec_path, request.spec)
         spec = str(self.spec_path)
         fields = {
             "job_id": request.job_id,
@@ -121,13 +125,13 @@ class JobFolder:
 
     def say(self, message: str) -> None:
         """A line of the backend's own."""
-        with self.log_path.open("a") as log:
+        with open(self.log_path, "a", opener=open_no_link) as log:
             log.write(f"{message}\n")
 
     def read_log(self, offset: int, limit_bytes: int) -> tuple[str, int]:
         """Whole lines from `offset` on, and the next offset."""
         try:
-            with self.log_path.open("rb") as file:
+            with open(self.log_path, "rb", opener=open_no_link) as file:
                 file.seek(offset)
                 data = file.read(limit_bytes)
         except FileNotFoundError:
@@ -236,6 +240,22 @@ class FolderBackend(ABC):
 
     def _jobs(self) -> list[JobFolder]:
         return [JobFolder(path) for path in self.jobs_path.iterdir()] if self.jobs_path.is_dir() else []
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """For `open`.
+
+    Raises:
+        SpecError: it is a symbolic link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise SpecError(
+            f"{path} is a link, which only the step itself can have made; its job is not trusted"
+        ) from error
 
 
 def is_locked(path: Path) -> bool:

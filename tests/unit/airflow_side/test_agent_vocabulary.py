@@ -10,7 +10,7 @@ from pipeline.errors import SpecError
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import Settings
-from slipway_airflow.agent.vocabulary import check_plan, check_request
+from slipway_airflow.agent.vocabulary import check_name, check_plan, check_request
 from slipway_airflow.backends.base import Claim, JobRequest
 
 OUT = "s3://bucket/store/validate/key"
@@ -58,6 +58,7 @@ def test_a_step_is_let_through(configured: Settings) -> None:
     ("changes", "told"),
     [
         ({"arguments": ("-c", "import os")}, "runs steps"),
+        ({"labels": {"replica": "replica-demo-v1-g1-0"}}, r"no labels \['replica'\]"),
         ({"arguments": ("-m", "pipeline", "validate", "--spec", "{spec}", "--out", OUT, "x")}, "runs steps"),
         ({"arguments": ("-m", "pipeline", "evil", "--spec", "{spec}", "--out", OUT)}, "runs steps"),
         ({"environment": "model"}, "runs in control"),
@@ -82,7 +83,7 @@ def test_a_replica_of_a_fetched_bundle_is_let_through(configured: Settings, tmp_
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("replica-demo-v1-g1-1", {}, "no replica's name"),
+        ("replica-demo-v1-g1-1", {}, "expected the same name"),
         ("evil", {"replica": Replica(id="evil", host="10.0.0.9", port=8000)}, "no replica's name"),
         (
             "replica-demo-v1-g1-0",
@@ -104,3 +105,11 @@ def test_a_bundle_that_climbs_out_of_the_cache_is_refused(configured: Settings, 
     """Whatever its path looks like at first."""
     with pytest.raises(SpecError, match="outside"):
         check_plan("replica-demo-v1-g1-0", plan(tmp_path, bundle_path=tmp_path / "cache" / ".." / "fleet"), configured)
+
+
+@pytest.mark.parametrize("name", ["postgres-1", "replica-demo-v1-g1-0/../../postgres-1", "replica-demo-v1-g1-0\n", ""])
+def test_only_replicas_are_ended(name: str) -> None:
+    """Not the stack's own containers, whose names begin alike."""
+    check_name("replica-demo-v1-g1-0")
+    with pytest.raises(SpecError, match="no replica's name"):
+        check_name(name)

@@ -53,9 +53,21 @@ def test_the_settings_are_the_examples_with_this_machines_docker_group(checkout:
     initialise(checkout)
     example = (checkout / ".env.example").read_text().splitlines()
     made = (checkout / ".env").read_text().splitlines()
-    gid = (checkout / ".env.example").stat().st_gid
-    assert [line for line in made if line not in example] in ([], [f"SLIPWAY_DOCKER_GID={gid}"])
-    assert f"SLIPWAY_DOCKER_GID={gid}" in made
+    socket = checkout / ".env.example"
+    own = {f"SLIPWAY_DOCKER_GID={socket.stat().st_gid}", f"SLIPWAY_DOCKER_SOCKET={socket}"}
+    assert {line for line in made if line not in example} <= own <= set(made)
+
+
+def test_secrets_are_made_and_replaced_where_compose_looks_for_them(checkout: Path) -> None:
+    """The settings name another folder."""
+    (checkout / ".env").write_text("SLIPWAY_SECRETS_FOLDER=./elsewhere\n")
+    initialise(checkout)
+    path = checkout / "elsewhere" / "postgres_password"
+    before = path.read_text()
+    said = compose_init.rotate(checkout, "postgres_password")
+    assert path.read_text() != before
+    assert f"set-password.sh < {path}" in "\n".join(said)
+    assert not (checkout / "secrets").exists()
 
 
 def test_what_is_there_stays(checkout: Path) -> None:
@@ -89,14 +101,15 @@ def test_rotating_replaces_one_secret_and_names_the_services(checkout: Path, sec
 
 
 def test_a_new_fernet_key_still_reads_what_the_old_one_wrote(checkout: Path) -> None:
-    """Until everything is encrypted anew; the key before the last is gone."""
+    """Also when it is repeated before everything was encrypted anew."""
     initialise(checkout)
     path = checkout / "secrets" / "airflow_fernet_key"
     written = Fernet(path.read_text()).encrypt(b"a connection")
     compose_init.rotate(checkout, "airflow_fernet_key")
-    assert MultiFernet([Fernet(key) for key in path.read_text().split(",")]).decrypt(written) == b"a connection"
     compose_init.rotate(checkout, "airflow_fernet_key")
-    assert len(path.read_text().split(",")) == 2
+    keys = [Fernet(key) for key in path.read_text().split(",")]
+    assert MultiFernet(keys).decrypt(written) == b"a connection"
+    assert len(keys) == 3
 
 
 def test_an_unknown_secret_is_refused_with_those_there_are(checkout: Path) -> None:
