@@ -4,12 +4,13 @@ The stack itself is processes on loopback either way. Containers reach its MLflo
 for them at the machine's address in Docker's own network.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pipeline import containers
 from pipeline.contracts.base import Contract
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, TransientError
 from pipeline.images import ENVIRONMENTS, image_name
 from pipeline.settings import Settings
 from pipeline.stack.layout import Layout, read_json, write_json
@@ -41,6 +42,9 @@ def choose(layout: Layout, settings: Settings, wanted: str | None = None) -> Job
     if backend == "docker":
         place = JobsPlace(backend="docker", bridge_address=_prepare_engine(settings))
     elif backend == "process":
+        # A process would start a job anew that a container still runs. An engine that does not answer runs none.
+        with suppress(TransientError):
+            end_containers(layout, settings)
         place = JobsPlace()
     else:
         raise SpecError(f"the local stack has no backend {backend!r}, expected process or docker")

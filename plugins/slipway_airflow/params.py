@@ -75,6 +75,19 @@ def _data_param(title: str, what: str) -> Param:
     )
 
 
+def maintenance_params() -> dict[str, Param]:
+    """Of the DAG that clears up."""
+    return {
+        "keep_days": Param(
+            30,
+            type="integer",
+            minimum=1,
+            title="Days",
+            description="How many days the records and logs of ended jobs are kept. Artifacts stay for good.",
+        )
+    }
+
+
 def override_schema() -> dict[str, Any]:
     """The JSON schema of `overrides`: every dotted field of a recipe with the values that it allows."""
     schema = Recipe.model_json_schema()

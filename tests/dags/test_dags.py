@@ -66,7 +66,7 @@ def rollout() -> DAG:
 
 def test_there_is_one_dag_a_file_named_like_it() -> None:
     """So that a reader finds a DAG by its id."""
-    assert [path.stem for path in DAG_FILES] == ["release", "rollout"]
+    assert [path.stem for path in DAG_FILES] == ["maintenance", "release", "rollout"]
     for path in DAG_FILES:
         dags = [value for value in vars(parse(path)).values() if isinstance(value, DAG)]
         assert [dag.dag_id for dag in dags] == [path.stem]
