@@ -186,7 +186,8 @@ class Gateway:
                     _write_versioned(self.eds_path / f"{name}.json", [found])
 
     def _write_targets(self, models: dict[str, ModelFleet]) -> None:
-        write_atomically(self.layout.fleet_path / targets.FILE, json.dumps(targets.scrape_targets(models), indent=1))
+        self.layout.targets_path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.layout.targets_path / targets.FILE, json.dumps(targets.scrape_targets(models), indent=1))
 
     def _write_resources(self, kind: str, resources: list[config.Json]) -> str:
         return _write_versioned(self.xds_path / f"{kind}.json", resources)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.fleet.state import ModelFleet
 
-FILE = "prometheus-targets.json"
+FILE = "replicas.json"
 
 
 def scrape_targets(models: dict[str, ModelFleet]) -> list[dict[str, Any]]:

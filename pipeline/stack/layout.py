@@ -120,6 +120,11 @@ class Layout:
         return self.home_path / "fleet"
 
     @property
+    def targets_path(self) -> Path:
+        """What Prometheus reads; a folder of its own, since the fleet's holds keys."""
+        return self.fleet_path / "targets"
+
+    @property
     def jobs_path(self) -> Path:
         return self.home_path / "jobs"
 
@@ -173,6 +178,7 @@ class Layout:
             self.mlflow_path,
             self.gateway_path,
             self.fleet_path,
+            self.targets_path,
             self.jobs_path,
             self.store_path,
             self.work_path,

@@ -10,7 +10,6 @@ from typing import Any
 
 from docker.errors import NotFound
 from docker.models.containers import Container
-from docker.types import Mount
 
 from pipeline.containers import compose_labels, connect, engine_errors
 from pipeline.contracts.base import canonical_json, sha256_hex
@@ -21,6 +20,7 @@ from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.images import image_name
 from pipeline.settings import Settings
 from slipway_airflow.agent.vocabulary import REPLICA_PORT
+from slipway_airflow.backends.container_plan import owner, volume_mount
 
 LABEL = "slipway.replica"
 PLAN_LABEL = "slipway.plan"
@@ -49,7 +49,6 @@ class ReplicaContainers:
             )
         self.settings = settings
         self.network: str = settings.docker_fleet_network
-        self.volume: str = settings.docker_volume
         self.engine = connect()
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
@@ -96,9 +95,6 @@ class ReplicaContainers:
             return {container.labels[LABEL]: _state(container) for container in self._containers()}
 
     def _create(self, plan: ReplicaPlan, digest: str) -> Container:
-        home = self.settings.home_path
-        cache = Mount(str(self.settings.cache_path), self.volume, type="volume", read_only=True)
-        cache["VolumeOptions"] = {"Subpath": str(self.settings.cache_path.relative_to(home)), "NoCopy": True}
         endpoint = self.engine.api.create_endpoint_config(ipv4_address=plan.replica.host)
         return self.engine.containers.create(
             image_name("serve", self.settings),
@@ -112,14 +108,14 @@ class ReplicaContainers:
             },
             network=self.network,
             networking_config={self.network: endpoint},
-            mounts=[cache],
+            mounts=[volume_mount(self.settings, self.settings.cache_path, read_only=True)],
             read_only=True,
             tmpfs={str(SCRATCH): "size=2g,mode=1777"},
             shm_size="256m",
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             restart_policy={"Name": "unless-stopped"},
-            user=f"{home.stat().st_uid}:{home.stat().st_gid}",
+            user=owner(self.settings.home_path),
             init=True,
         )
 

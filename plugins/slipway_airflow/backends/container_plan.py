@@ -1,7 +1,8 @@
 """What the containers of a job are given: mounts, variables, limits, networks. It starts nothing.
 
 A step sees the store, its scratch, the cache, the locks and its own job's folder, at the same paths as outside, so that
-file:// URIs stay true; and read-only what its spec names elsewhere. A rollout drives the whole fleet: it sees the home.
+file:// URIs stay true; and read-only what its spec names elsewhere, or, where the home is a volume, the home's `data`
+and `recipes`. A rollout drives the fleet: on this machine it sees the home, in a volume the gateway's folders of it.
 """
 
 import json
@@ -24,6 +25,7 @@ from pipeline.containers import (
     job_name,
     node_name,
 )
+from pipeline.errors import SpecError
 from pipeline.settings import ROOT, Settings
 from pipeline.stack.layout import Layout
 from slipway_airflow.backends.base import JobRequest
@@ -134,22 +136,29 @@ class ContainerPlan:
         return variables
 
     def mounts(self) -> list[Mount]:
-        home = self.settings.home_path
         if self.settings.docker_volume:
-            mounts = [Mount(str(home), self.settings.docker_volume, type="volume")]
-            if self.drives_fleet and self.settings.docker_agent_volume and self.settings.agent_path:
-                socket_folder = str(self.settings.agent_path.parent)
-                mounts.append(Mount(socket_folder, self.settings.docker_agent_volume, type="volume"))
-            return mounts
+            return self._mounts_of_volume()
         written = self._written()
         read = [ROOT] if self.drives_this_machine else self._read(written)
         return [_bind(path) for path in written] + [_bind(path, read_only=True) for path in read]
 
+    def _mounts_of_volume(self) -> list[Mount]:
+        """Folders that we choose, whatever the request says: docs/adr/0096."""
+        settings, layout = self.settings, Layout(self.settings.home_path)
+        read = [layout.stack_path] if self.drives_fleet else [layout.data_path, layout.recipes_path]
+        mounts = [volume_mount(settings, path) for path in self._written()]
+        mounts += [volume_mount(settings, path, read_only=True) for path in read if path.exists()]
+        if self.drives_fleet and settings.docker_agent_volume and settings.agent_path:
+            mounts.append(Mount(str(settings.agent_path.parent), settings.docker_agent_volume, type="volume"))
+        return mounts
+
     def _written(self) -> list[Path]:
-        settings = self.settings
+        settings, layout = self.settings, Layout(self.settings.home_path)
         if self.drives_this_machine:
-            return [settings.home_path, Layout(settings.home_path).runtime_path, *self.more_mounts]
+            return [settings.home_path, layout.runtime_path, *self.more_mounts]
         folders = [settings.work_path, settings.cache_path, settings.home_path / "locks"]
+        if self.drives_fleet:
+            folders += [layout.fleet_path, layout.gateway_path, layout.logs_path]
         if store := local_path(settings.store_uri):
             folders.append(store)
         for folder in folders:
@@ -162,6 +171,22 @@ class ContainerPlan:
         hides_home = {path for path in found if self.settings.home_path.is_relative_to(path)}
         outside = {path for path in found - hides_home if not any(map(path.is_relative_to, written))}
         return sorted(path for path in outside if path.exists())
+
+
+def volume_mount(settings: Settings, path: Path, *, read_only: bool = False) -> Mount:
+    """One folder or file of the home where the home is a named volume; it has to exist.
+
+    Raises:
+        SpecError: it is outside the home, where the volume does not reach.
+    """
+    if not path.is_relative_to(settings.home_path):
+        raise SpecError(
+            f"{path} is outside {settings.home_path}, and containers see only folders of the volume"
+            f" {settings.docker_volume}; expected a store on S3, or one below {settings.home_path}"
+        )
+    mount = Mount(str(path), settings.docker_volume, type="volume", read_only=read_only)
+    mount["VolumeOptions"] = {"Subpath": str(path.relative_to(settings.home_path)), "NoCopy": True}
+    return mount
 
 
 def owner(home_path: Path) -> str:

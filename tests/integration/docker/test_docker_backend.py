@@ -52,6 +52,17 @@ def configured(tmp_path: Path) -> Iterator[Settings]:
 
 
 @pytest.fixture
+def volume(configured: Settings) -> Iterator[str]:
+    """A named volume that holds the home, as in docker compose."""
+    name = f"slipway-test-{uuid.uuid4().hex[:8]}"
+    options = ("type=none", "o=bind", f"device={configured.home_path}")
+    docker("volume", "create", name, *(part for option in options for part in ("--opt", option)))
+    yield name
+    containers.remove_all(containers.connect(), configured.model_copy(update={"docker_volume": name}))
+    docker("volume", "rm", name)
+
+
+@pytest.fixture
 def open_backend(configured: Settings, tmp_path: Path) -> OpenBackend:
     def open_it() -> Backend:
         return DockerBackend(configured, image=BASE_IMAGE, more_mounts=(tmp_path,))
@@ -219,6 +230,23 @@ class TestDockerBackend(BackendConformance):
         with pytest.raises(SpecError, match=r"slipway-test/none:1.*make images"):
             DockerBackend(configured, image="slipway-test/none:1").submit(job)
         assert left_of(job.job_id) == []
+
+    def test_of_a_home_in_a_volume_a_step_sees_its_own_folders(self, configured: Settings, volume: str) -> None:
+        """Not the other jobs, nor the keys that lie in the home; what it writes is in the volume afterwards."""
+        home = configured.home_path
+        for name in ("fleet", "recipes", "jobs/other"):
+            (home / name).mkdir(parents=True)
+        code = (
+            f"import os; h = {str(home)!r}; print(sorted(os.listdir(h)), os.listdir(h + '/jobs'));"
+            "print(os.access(h + '/recipes', os.W_OK)); open(h + '/cache/made', 'w').write('here')"
+        )
+        job = request(code)
+        backend = DockerBackend(configured.model_copy(update={"docker_volume": volume}), image=BASE_IMAGE)
+        backend.submit(job)
+        assert finished(backend, job.job_id).state == "succeeded", whole_log(backend, job.job_id)
+        folders = ["cache", "jobs", "locks", "recipes", "store", "work"]
+        assert whole_log(backend, job.job_id).splitlines() == [f"{folders} {[job.job_id]}", "False"]
+        assert (home / "cache" / "made").read_text() == "here"
 
     def test_what_a_spec_names_outside_the_home_can_be_read(self, open_backend: OpenBackend, tmp_path: Path) -> None:
         """At the path that it has outside, and not written."""

@@ -10,7 +10,9 @@ import pytest
 from pipeline import settings
 from pipeline.containers import HOME_LABEL, JOB_LABEL, RANK_LABEL, home_label
 from pipeline.contracts.recipe import StepResources
+from pipeline.errors import SpecError
 from pipeline.settings import ROOT
+from pipeline.stack.layout import Layout
 from slipway_airflow.backends.base import Claim, JobRequest
 from slipway_airflow.backends.container_plan import ContainerPlan, local_path
 from slipway_airflow.backends.job_folders import JobFolder
@@ -101,6 +103,42 @@ def test_a_rollout_of_this_machine_has_the_home_and_reads_the_checkout(tmp_path:
     seen = mounted(plan(tmp_path / "home", arguments=ROLLOUT))
     assert seen[str(tmp_path / "home")] is True
     assert seen[str(ROOT)] is False
+
+
+def subpaths(found: ContainerPlan) -> dict[str, bool]:
+    """Folder of the volume to whether it may be written to; each at the path that it has in the home."""
+    mounts = [mount for mount in found.mounts() if mount["Source"] == "team_home"]
+    for mount in mounts:
+        assert mount["Target"] == f"{found.settings.home_path}/{mount['VolumeOptions']['Subpath']}"
+    return {mount["VolumeOptions"]["Subpath"]: not mount["ReadOnly"] for mount in mounts}
+
+
+def test_in_docker_compose_a_step_sees_folders_of_the_volume_and_not_the_volume(tmp_path: Path) -> None:
+    """Not the gateway's keys, other jobs, or whatever the request names; people's data and recipes read-only."""
+    home = tmp_path / "home"
+    Layout(home).create()
+    written = {"work": True, "cache": True, "locks": True, "jobs/finetune-1": True}
+    found = plan(home, IN_COMPOSE, spec=json.dumps({"uri": str(home / "fleet")}))
+    assert subpaths(found) == {**written, "data": False, "recipes": False}
+    kept_here = {**IN_COMPOSE, "SLIPWAY_STORE": (home / "store").as_uri()}
+    assert subpaths(plan(home, kept_here)) == {**written, "store": True, "data": False, "recipes": False}
+
+
+def test_a_rollout_in_docker_compose_sees_what_the_gateway_reads(tmp_path: Path) -> None:
+    """It writes the fleet's state and Envoy's configuration, and rotates the access log."""
+    home = tmp_path / "home"
+    Layout(home).create()
+    Layout(home).stack_path.touch()
+    seen = subpaths(plan(home, IN_COMPOSE, arguments=ROLLOUT))
+    assert {name for name, writable in seen.items() if not writable} == {"stack.json"}
+    assert seen.keys() >= {"fleet", "gateway", "logs", "cache", "work", "locks", "jobs/finetune-1"}
+    assert not seen.keys() & {"airflow", "mlflow", "jobs", "recipes", "."}
+
+
+def test_a_store_that_the_volume_does_not_reach_is_refused(tmp_path: Path) -> None:
+    """A container would write it into its own file system and lose it."""
+    with pytest.raises(SpecError, match=f"{tmp_path}/store is outside {tmp_path}/home"):
+        plan(tmp_path / "home", {**IN_COMPOSE, "SLIPWAY_STORE": (tmp_path / "store").as_uri()}).mounts()
 
 
 # --- networks ----------------------------------------------------------------------------------------------------

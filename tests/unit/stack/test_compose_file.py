@@ -1,15 +1,18 @@
 """docker-compose.yml says the same as the code, and keeps the promises of docs/adr/0096 to 0098."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.fleet import targets
 from pipeline.images import default_tag
 from pipeline.settings import ROOT
 from pipeline.stack import compose_services
 from pipeline.stack.compose_init import SECRETS
+from pipeline.stack.layout import Layout
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 PROJECT: dict[str, Any] = yaml.safe_load(TEXT)
@@ -70,6 +73,17 @@ def test_every_container_may_do_as_little_as_possible() -> None:
             assert not str(service.get("user", "1")).startswith("0"), name
     assert SERVICES["volumes"]["network_mode"] == "none"
     assert SERVICES["volumes"]["cap_add"] == ["CHOWN"]
+
+
+def test_prometheus_sees_of_the_home_only_what_it_reads() -> None:
+    """The folder with the replicas' addresses, not the one above it, which holds keys."""
+    (mount,) = [mount for mount in SERVICES["prometheus"]["volumes"] if isinstance(mount, dict)]
+    home = Layout(Path(PROJECT["x-settings"]["SLIPWAY_HOME"]))
+    assert (mount["source"], mount["target"], mount["read_only"]) == ("home", str(home.targets_path), True)
+    assert home.home_path / mount["volume"]["subpath"] == home.targets_path
+    assert not any(str(found).startswith("home:") for found in SERVICES["prometheus"]["volumes"])
+    scraped = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert scraped[1]["file_sd_configs"][0]["files"] == [str(home.targets_path / targets.FILE)]
 
 
 def test_ports_are_published_on_loopback_alone() -> None:
