@@ -8,6 +8,7 @@ supervisor; `Gateway.apply` brings a running Envoy to the current state and retu
 import json
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,7 @@ class Gateway:
         ports = self.layout.ports()
         self.eds_path.mkdir(parents=True, exist_ok=True)
         self.layout.logs_path.mkdir(parents=True, exist_ok=True)
-        admin = config.address(ports.listen, ports.gateway_admin)
+        admin = config.address(_address(ports.host("gateway_admin")), ports.gateway_admin)
         _write_json(self.folder / "bootstrap.json", config.bootstrap(admin, str(self.xds_path)))
         bound = config.address(ports.listen, ports.gateway)
         listeners = [config.listener(bound, str(self.access_log_path), str(self.xds_path))]
@@ -273,6 +274,18 @@ def _figures(host: dict[str, Any]) -> HostFigures:
         errors=errors,
         active=stats.get("rq_active", 0),
     )
+
+
+def _address(host: str) -> str:
+    """Of Envoy's own interface, which can show keys and end Envoy: only the network in which `host` is a name of this
+    machine or container may reach it."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise TransientError(
+            f"{host!r}, at which Envoy's own interface is to listen, is no name of this machine: {error};"
+            " docker-compose.yml gives it as an alias in the network `fleet`"
+        ) from error
 
 
 def _write_versioned(path: Path, resources: list[config.Json]) -> str:

@@ -21,7 +21,7 @@ HEALTH = "/api/v2/monitor/health"
 OWN = {
     "airflow-api-server": f"http://127.0.0.1:8080{HEALTH}",
     "mlflow": "http://127.0.0.1:5000/health",
-    "gateway": "http://127.0.0.1:9901/ready",
+    "gateway": "http://gateway-admin:9901/ready",
 }
 """Service to what it answers itself."""
 HEARTBEATS = {

@@ -41,7 +41,7 @@ class Ports(Contract):
     gateway: int
     gateway_admin: int
     listen: str = LOOPBACK
-    """The address that the gateway binds: another than loopback only inside a container."""
+    """The address at which the gateway listens for clients: another than loopback only inside a container."""
     hosts: dict[str, str] = Field(default_factory=dict)
     """Part to the name of its host, where that is not this machine."""
     public: dict[str, str] = Field(default_factory=dict)
@@ -51,9 +51,13 @@ class Ports(Contract):
         """Part to port."""
         return {part: getattr(self, part) for part in PARTS}
 
+    def host(self, part: str) -> str:
+        """Where programs find `part`: a name or an address."""
+        return self.hosts.get(part, LOOPBACK)
+
     def url(self, part: str) -> str:
         """Where programs reach `part`, e.g. `http://127.0.0.1:5000`."""
-        return f"http://{self.hosts.get(part, LOOPBACK)}:{self.numbers()[part]}"
+        return f"http://{self.host(part)}:{self.numbers()[part]}"
 
     def public_url(self, part: str) -> str:
         """Where people reach it."""

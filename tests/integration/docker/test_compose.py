@@ -77,6 +77,25 @@ def test_replicas_and_databases_cannot_be_reached_from_outside(compose_stack: Co
     assert said.strip() == "unknown"
 
 
+def test_envoys_own_interface_is_for_the_fleets_network_alone(compose_stack: ComposeStack) -> None:
+    """It shows keys and takes orders. MLflow, which people reach, sees the gateway's listener and not this."""
+    ask = (
+        "import socket\nfor at in (('gateway', 8000), ('gateway', 9901), ('gateway-admin', 9901)):\n"
+        " try: socket.create_connection(at, timeout=5).close(); print('open')\n"
+        " except OSError as error: print(type(error).__name__)"
+    )
+    said = compose_stack.compose("exec", "-T", "mlflow", "python", "-c", ask)
+    assert said.split() == ["open", "ConnectionRefusedError", "gaierror"]
+    told = compose_stack.compose("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "cli", "-c", ask)
+    assert told.split()[-1] == "open"
+
+
+def test_prometheus_sees_of_the_home_only_the_replicas_addresses(compose_stack: ComposeStack) -> None:
+    """The home has keys in it."""
+    said = compose_stack.compose("exec", "-T", "prometheus", "find", "/var/lib/slipway", "-type", "f")
+    assert said.split() == ["/var/lib/slipway/fleet/targets/replicas.json"]
+
+
 def test_containers_are_locked_down(compose_stack: ComposeStack) -> None:
     """As Docker has it: read-only, no capabilities, no way to gain any, and no root but the one that may only chown."""
     for name, container in compose_stack.inspect().items():

@@ -98,6 +98,15 @@ def test_ports_are_published_on_loopback_alone() -> None:
     assert networks["jobs"]["internal"] == "${SLIPWAY_JOBS_INTERNAL:-true}"
 
 
+def test_envoys_own_interface_has_a_name_only_where_the_fleet_is() -> None:
+    """It binds the address behind that name; it can show the gateway's keys and end Envoy."""
+    networks = SERVICES["gateway"]["networks"]
+    name = compose_services.HOSTS["gateway_admin"]
+    assert [network for network in networks if name in networks[network].get("aliases", ())] == ["fleet"]
+    on_fleet = {found for found, service in SERVICES.items() if "fleet" in service.get("networks", ())}
+    assert on_fleet == {"gateway", "prometheus", "cli"}
+
+
 def test_what_runs_for_long_is_checked_and_waited_for() -> None:
     """`up --wait` means that all of it works."""
     for name, service in SERVICES.items():
@@ -111,7 +120,8 @@ def test_what_runs_for_long_is_checked_and_waited_for() -> None:
 def test_the_code_finds_the_services_where_they_are() -> None:
     """Names, ports and addresses."""
     settings = PROJECT["x-settings"]
-    assert set(compose_services.HOSTS.values()) <= SERVICES.keys()
+    aliases = {alias for network in SERVICES["gateway"]["networks"].values() for alias in network.get("aliases", ())}
+    assert set(compose_services.HOSTS.values()) <= SERVICES.keys() | aliases
     assert compose_services.POSTGRES_HOST in SERVICES
     assert settings["MLFLOW_TRACKING_URI"] == f"http://mlflow:{compose_services.PORTS['mlflow']}"
     for part, port in compose_services.PUBLISHED.items():
@@ -121,7 +131,8 @@ def test_the_code_finds_the_services_where_they_are() -> None:
         published = SERVICES[compose_services.HOSTS[part]]["ports"]
         assert published == [f"127.0.0.1:${{{name}:-{port}}}:{inside}"]
     scraped = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped[0]["static_configs"][0]["targets"] == [f"gateway:{compose_services.PORTS['gateway_admin']}"]
+    admin = f"{compose_services.HOSTS['gateway_admin']}:{compose_services.PORTS['gateway_admin']}"
+    assert scraped[0]["static_configs"][0]["targets"] == [admin]
 
 
 def test_the_registry_free_images_are_for_the_same_services() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, TransientError
 from pipeline.settings import Settings, load
 from pipeline.stack import compose_services, compose_setup, container_check, in_compose
 from pipeline.stack.compose_init import SECRETS, generate
@@ -96,8 +97,16 @@ def test_mlflow_answers_only_to_its_names(configured: Settings) -> None:
     assert command[command.index("--artifacts-destination") + 1] == "s3://slipway/mlflow"
 
 
+@pytest.fixture
+def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's name server, as it answers in the gateway's container."""
+    monkeypatch.setattr(socket, "gethostbyname", {"gateway-admin": "10.213.200.5"}.__getitem__)
+
+
+@pytest.mark.usefixtures("_names")
 def test_the_gateway_takes_the_clients_key_from_its_secret(configured: Settings, secrets: dict[str, str]) -> None:
-    """It listens for other containers, and leaves the key where rollouts find it."""
+    """It listens for other containers, with its own interface in the fleet's network alone, and leaves the key where
+    rollouts find it."""
     layout = Layout(configured.home_path)
     compose_setup.write_json(layout.stack_path, compose_services.ports(configured))
     command = run("gateway", configured).command
@@ -105,6 +114,22 @@ def test_the_gateway_takes_the_clients_key_from_its_secret(configured: Settings,
     assert secrets["gateway_api_key"] in (layout.gateway_path / "xds" / "rds.json").read_text()
     listener = json.loads((layout.gateway_path / "xds" / "lds.json").read_text())["resources"][0]
     assert listener["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 8000}
+    admin = json.loads((layout.gateway_path / "bootstrap.json").read_text())["admin"]
+    assert admin["address"]["socket_address"] == {"address": "10.213.200.5", "port_value": 9901}
+
+
+def test_a_gateway_that_is_not_in_the_fleets_network_does_not_start(
+    configured: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than let everybody reach Envoy's own interface."""
+
+    def unknown(_host: str) -> str:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    compose_setup.write_json(Layout(configured.home_path).stack_path, compose_services.ports(configured))
+    with pytest.raises(TransientError, match=r"'gateway-admin'.*network `fleet`"):
+        run("gateway", configured)
 
 
 def test_any_program_can_be_run_with_the_logins(configured: Settings, secrets: dict[str, str]) -> None:
