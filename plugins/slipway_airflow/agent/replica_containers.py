@@ -25,6 +25,7 @@ from slipway_airflow.backends.container_plan import owner, volume_mount
 LABEL = "slipway.replica"
 PLAN_LABEL = "slipway.plan"
 STOP_S = vllm.DRAIN_S + 15
+ASK_HEALTH = "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=5)"
 PYTHON = Path("/opt/venv/bin/python")
 SCRATCH = Path("/tmp")
 STATES = {
@@ -87,12 +88,23 @@ class ReplicaContainers:
         with engine_errors(f"end replica {name}"):
             container = self._find(name)
             if container is not None:
-                container.stop(timeout=STOP_S)
+                if self._answers(container):
+                    container.stop(timeout=STOP_S)
                 container.remove(force=True)
 
     def states(self) -> dict[str, ReplicaState]:
         with engine_errors("list replicas"):
             return {container.labels[LABEL]: _state(container) for container in self._containers()}
+
+    def _answers(self, container: Container) -> bool:
+        """Whether it has something to finish. While it loads, vLLM ignores SIGTERM; such a one is killed at once.
+
+        Asked in the container: nobody else here is in its network.
+        """
+        if container.status != "running":
+            return False
+        url = f"http://{self._address(container)}:{REPLICA_PORT}/health"
+        return bool(container.exec_run(["python", "-I", "-S", "-c", ASK_HEALTH, url]).exit_code == 0)
 
     def _create(self, plan: ReplicaPlan, digest: str) -> Container:
         endpoint = self.engine.api.create_endpoint_config(ipv4_address=plan.replica.host)
