@@ -7,9 +7,11 @@ interrupted upload are good, and `If-None-Match: *` on a single PUT for the one 
 
 import functools
 import hashlib
+import time
 from base64 import b64encode
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +22,9 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
@@ -34,7 +39,11 @@ PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 PARALLEL_PARTS = 4
 ATTEMPTS = 10
-"""Of one request. boto3 waits up to 1, 2, 4, … 20 s between them, so a server may be away for about a minute."""
+"""Of one request that the server answers badly. boto3's pauses between them add up to about a dozen seconds."""
+PATIENCE_S = 90.0
+"""How long nobody may answer at the server's address: a server that is started anew takes a while."""
+AWAY_POLL_S = 2.0
+AWAY = (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError)
 
 PROBE = ".slipway-conditional-create"
 """An object that shows whether the server honours `If-None-Match`."""
@@ -190,8 +199,7 @@ class S3Store(Store):
         there = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}
         digest = hashlib.sha256()
 
-        def send(numbered: tuple[int, bytes]) -> dict[str, Any]:
-            number, data = numbered
+        def send(number: int, data: bytes) -> dict[str, Any]:
             etag, md5 = _md5(data)
             if there.get(number) != f'"{etag}"':
                 sent = self.client.upload_part(
@@ -201,11 +209,14 @@ class S3Store(Store):
             return {"PartNumber": number, "ETag": there[number]}
 
         parts: list[dict[str, Any]] = []
+        under_way: deque[Future[dict[str, Any]]] = deque()
         with source.open("rb") as file, ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            for batch in _batches(file, _part_bytes(entry.size_bytes)):
-                for _, data in batch:
-                    digest.update(data)
-                parts.extend(pool.map(send, batch))
+            for number, data in _parts(file, _part_bytes(entry.size_bytes)):
+                under_way.append(pool.submit(send, number, data))
+                digest.update(data)
+                if len(under_way) == PARALLEL_PARTS:
+                    parts.append(under_way.popleft().result())
+            parts.extend(sending.result() for sending in under_way)
         _check_source(source, digest.hexdigest(), entry)
         return parts
 
@@ -246,9 +257,23 @@ def open_client(endpoint: str | None) -> Any:
         s3={"addressing_style": "path" if endpoint else "auto"},
     )
     try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+        client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     except (ValueError, BotoCoreError) as error:
         raise SpecError(f"cannot use S3: {error}; SLIPWAY_S3_ENDPOINT should look like https://host:9000") from error
+    client.meta.events.register("needs-retry.s3", _wait_for_the_server)
+    return client
+
+
+def _wait_for_the_server(*, caught_exception: Exception | None, request_dict: Any, **_: Any) -> float | None:
+    """Asked by boto3 after each failure of a request; counts once its own retries, which are over soon, are used up.
+
+    Returns:
+        Seconds until the next try; None for no other.
+    """
+    if not isinstance(caught_exception, AWAY):
+        return None
+    since = request_dict["context"].setdefault("slipway_away_since", time.monotonic())
+    return AWAY_POLL_S if time.monotonic() - since < PATIENCE_S else None
 
 
 def _code(error: ClientError) -> str:
@@ -267,17 +292,9 @@ def _part_bytes(size_bytes: int) -> int:
     return max(PART_BYTES, -(-size_bytes // MAX_PARTS // mebibyte) * mebibyte)
 
 
-def _batches(file: BinaryIO, part_bytes: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The file's parts, numbered from 1, as many at a time as are sent at once."""
-    number = 1
-    while True:
-        batch: list[tuple[int, bytes]] = []
-        while len(batch) < PARALLEL_PARTS and (data := file.read(part_bytes)):
-            batch.append((number, data))
-            number += 1
-        if not batch:
-            return
-        yield batch
+def _parts(file: BinaryIO, part_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The file's parts, numbered from 1."""
+    return enumerate(iter(functools.partial(file.read, part_bytes), b""), start=1)
 
 
 def _check_source(source: Path, actual: str, entry: FileEntry) -> None:

@@ -209,6 +209,7 @@ def test_a_server_that_stays_away_is_a_transient_fault(server: Radosgw, monkeypa
     use_credentials(monkeypatch, server)
     monkeypatch.setenv("SLIPWAY_S3_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "PATIENCE_S", 0.0)
 
     with pytest.raises(TransientError, match=r"cannot read s3://bucket/x at http://127.0.0.1:9: .*start the server"):
         S3Store("s3://bucket").read("x")
