@@ -22,13 +22,15 @@ from botocore.config import Config
 ACCESS_KEY = "slipway-tests"
 SECRET_KEY = "only-for-tests-on-loopback"
 START_S = 120.0
+CAPACITY_BYTES = 4 << 30
 
 
 class Radosgw:
     """The three daemons; the gateway can be stopped, started and killed while a test runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.folder = folder
+        self.capacity_bytes = capacity_bytes
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -92,7 +94,7 @@ class Radosgw:
             "crash dir": self._path("crash"),
             "mon data": self._path("mon"),
             "osd data": self._path("osd"),
-            "bluestore block size": 4 << 30,
+            "bluestore block size": self.capacity_bytes,
             "osd crush chooseleaf type": 0,
             "osd pool default size": 1,
             "osd pool default min size": 1,
@@ -173,9 +175,9 @@ class Radosgw:
 
 
 @contextmanager
-def running_radosgw(folder: Path) -> Iterator[Radosgw]:
-    """A server whose data is gone afterwards."""
-    server = Radosgw(folder)
+def running_radosgw(folder: Path, *, capacity_bytes: int = CAPACITY_BYTES) -> Iterator[Radosgw]:
+    """A server whose data is gone afterwards. Its file is sparse: capacity costs nothing until it is used."""
+    server = Radosgw(folder, capacity_bytes=capacity_bytes)
     try:
         server.start()
         yield server
