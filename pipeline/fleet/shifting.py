@@ -23,6 +23,8 @@ from pipeline.fleet.state import Deployment, ModelFleet
 TICK_S = 0.1
 SAY_EVERY_S = 5.0
 PROBE_TIMEOUT_S = 30.0
+AWAY_POLL_S = 1.0
+"""While the gateway itself does not answer."""
 PATIENCE = 5
 """Times `min_requests`: so many requests at most until a step that cannot be told is judged by its rate alone."""
 
@@ -219,6 +221,10 @@ class Watch:
         """The same prompt to the canary and to the stable version."""
         prompt = next(self.prompts)
         answer = ask(self.client, self.model.name, prompt, canary="always")
+        if answer.status == 0 and self.fleet.gateway.healthy() is None:
+            self.fleet.say(f"the gateway is away, which says nothing of the canary; waiting for it: {answer.failure}")
+            time.sleep(AWAY_POLL_S)
+            return
         beside = ask(self.client, self.model.name, prompt, canary="never") if self.stable else None
         self.probes += 1
         if answer.status == 200:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fleet_rig
@@ -68,6 +69,19 @@ def test_a_killed_gateway_comes_back_with_the_same_weights(rig: Rig) -> None:
     assert {status for status, _ in load.answers} <= {0, 200, 503}
     assert rig.ask().status_code == 200
     assert rig.state() == before
+
+
+def test_a_gateway_killed_during_a_rollout_is_not_the_canarys_fault(rig: Rig) -> None:
+    """Probes that nobody took say nothing of the version on trial: it goes on when the gateway is back."""
+    rig.registry.configure(step_s=4.0)
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(rig.roll_out, "2")
+        assert rig.gateway.wait(lambda: any(said.startswith("25 %") for said in rig.said), 60)
+        kill(rig, "gateway")
+        outcomes = {result.phase: result.outcome for result in results.result()}
+    assert outcomes["shift"] == "healthy", rig.said
+    assert outcomes["promote"] == "done"
+    assert rig.ask().headers["x-slipway-version"] == "2"
 
 
 def test_a_rollout_killed_anywhere_is_finished_by_the_next_attempt(rig: Rig) -> None:
