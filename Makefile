@@ -7,7 +7,7 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 IMAGES = $(if $(filter docker,$(BACKEND)),images)
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-tests demo up down images test lint bench clean
+.PHONY: help python setup setup-tests demo up down images test lint drills bench clean
 
 help:  ## Show this list
 	@echo "Slipway: from a data set to a serving fleet."
@@ -42,6 +42,9 @@ test: setup-tests  ## Lint, types, import rules, and all tests
 
 lint: setup-tests  ## Lint, types and import rules alone
 	@$(PYTHON) infra/setup/check.py --lint
+
+drills: setup-tests  ## Kill every service of the stack in docker compose, in turn (a quarter of an hour)
+	@$(PYTHON) infra/setup/check.py --drills
 
 bench: setup-tests  ## Run the benchmarks; one JSON line a figure
 	@$(PYTHON) infra/setup/bench.py

@@ -1,7 +1,8 @@
-"""Runs everything that `make test` runs, and ends with one line: `N passed, N failed`.
+"""Runs everything that `make test` runs, and ends with the names of what failed and one line: `N passed, N failed`.
 
 Lint, types and import rules first, then unit tests, then integration tests, each in the environment whose packages
-they test, and at last whole releases. Exits 1 if anything failed or if no test ran.
+they test, and at last whole releases. `--lint` stops after the source's checks, `--drills` runs the drills instead of
+the tests. Exits 1 if anything failed or if no test ran.
 """
 
 import os
@@ -39,9 +40,14 @@ class Suite:
     left_to_others: tuple[str, ...] = ()
     side_by_side: int = 1
     """Files of tests that run at the same time: where most of the time is spent waiting."""
+    marker: str = ""
+    """Tests with this marker alone; pyproject.toml says which are left out otherwise."""
     may_be_left_out: bool = False
     """A machine may lack what all of these tests need; pytest's last lines name them then."""
 
+
+DRILLS = (Suite("control", "drills", CONTROL["containers"], marker="drill"),)
+"""Faults on the stack in docker compose, too long for every change: `make drills`."""
 
 SUITES = (
     Suite("control", "unit", CONTROL["unit"], (*MODEL["unit"], *SERVE["unit"])),
@@ -63,59 +69,53 @@ SUITES = (
 
 def main() -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
-    failed = lint()
+    drills = sys.argv[1:] == ["--drills"]
+    passed, failed = 0, [] if drills else lint()
     if sys.argv[1:] == ["--lint"]:
         return 1 if failed else 0
-    passed = 0
-    for suite in SUITES:
-        counted = run(suite)
-        passed, failed = passed + counted[0], failed + counted[1]
-    print(f"{passed} passed, {failed} failed", flush=True)
+    for suite in DRILLS if drills else SUITES:
+        counted, names = run(suite)
+        passed, failed = passed + counted, failed + names
+    print(*(f"failed: {name}" for name in failed), f"{passed} passed, {len(failed)} failed", sep="\n", flush=True)
     return 0 if passed and not failed else 1
 
 
-def lint() -> int:
-    """How many of the checks of the source failed."""
+def lint() -> list[str]:
+    """The checks of the source that failed."""
     tools = VENVS / "control" / "bin"
+    checks = {
+        "ruff check": [str(tools / "ruff"), "check", "."],
+        "ruff format": [str(tools / "ruff"), "format", "--check", "."],
+        "mypy": [str(tools / "mypy")],
+        "import rules": [str(tools / "lint-imports")],
+    }
     import_path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"}
-    return sum(
-        (
-            _check("ruff check", [str(tools / "ruff"), "check", "."]),
-            _check("ruff format", [str(tools / "ruff"), "format", "--check", "."]),
-            _check("mypy", [str(tools / "mypy")]),
-            _check("import rules", [str(tools / "lint-imports")], import_path),
-        )
-    )
+    return [name for name, command in checks.items() if _run(name, command, import_path) != 0]
 
 
-def run(suite: Suite) -> tuple[int, int]:
-    """How many tests passed, and how many failed. A suite that breaks counts as one failure."""
+def run(suite: Suite) -> tuple[int, list[str]]:
+    """How many tests passed, and the names of those that failed. A suite that breaks counts as one failure."""
     name = f"{suite.level} tests of the {suite.environment} environment"
     report = REPORTS / f"{suite.environment}-{suite.level}.xml"
     report.unlink(missing_ok=True)
     python = VENVS / suite.environment / "bin" / "python"
     ignored = [f"--ignore={path}" for path in suite.left_to_others]
     spread = ["-n", str(suite.side_by_side), "--dist", "loadfile"] if suite.side_by_side > 1 else []
-    command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *spread, *ignored, *suite.paths]
+    chosen = ["-m", suite.marker] if suite.marker else []
+    command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *spread, *chosen, *ignored, *suite.paths]
     code = _run(name, command)
     if not report.exists():
-        return 0, 1
-    passed, failed = count(report)
+        return 0, [name]
+    passed, failed = outcomes(report)
     fine = (0, EXIT_NO_TESTS) if suite.may_be_left_out else (0,)
-    return passed, failed or int(code not in fine)
+    return passed, failed or ([] if code in fine else [name])
 
 
-def count(report: Path) -> tuple[int, int]:
-    """Passed and failed tests of a report in JUnit's form. A skipped test counts as failed: nothing here may skip."""
-    total = failed = 0
-    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-        total += int(suite.get("tests", 0))
-        failed += sum(int(suite.get(kind, 0)) for kind in ("failures", "errors", "skipped"))
-    return max(0, total - failed), failed
-
-
-def _check(name: str, command: list[str], variables: dict[str, str] | None = None) -> int:
-    return int(_run(name, command, variables) != 0)
+def outcomes(report: Path) -> tuple[int, list[str]]:
+    """How many tests of a report in JUnit's form passed, and which failed. A skipped one failed: nothing may skip."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    failed = [case for case in cases if any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))]
+    return len(cases) - len(failed), [f"{case.get('classname')}.{case.get('name')}" for case in failed]
 
 
 def _run(name: str, command: list[str], variables: dict[str, str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Clients of the gateway, as an application would be one."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,15 @@ class Load:
     answers: Counter[str] = field(default_factory=Counter)
     """By version."""
     failures: list[str] = field(default_factory=list)
+    failed_at: list[float] = field(default_factory=list)
+    """When each of them was known, in seconds since the epoch."""
+
+    took_s: list[tuple[float, float]] = field(default_factory=list)
+    """Of each answer: when it was there, and how long it had taken."""
+
+    def fail(self, why: str) -> None:
+        self.failed_at.append(time.time())
+        self.failures.append(why)
 
 
 @contextmanager
@@ -46,16 +56,18 @@ def constant_clients(gateway_url: str, key: str, model: str, *, count: int = 2, 
     def run() -> None:
         with open_client(gateway_url, key) as client:
             while not ended.wait(pause_s):
+                began = time.time()
                 try:
                     # Few tokens: the clients share two cores with the release that they watch.
                     answer = complete(client, model, max_tokens=2)
                 except httpx.HTTPError as error:
-                    load.failures.append(f"{type(error).__name__}: {error}")
+                    load.fail(f"{type(error).__name__}: {error}")
                     continue
                 if answer.status_code == 200:
                     load.answers[answer.headers[VERSION_HEADER]] += 1
+                    load.took_s.append((time.time(), time.time() - began))
                 else:
-                    load.failures.append(f"{answer.status_code}: {answer.text}")
+                    load.fail(f"{answer.status_code}: {answer.text}")
 
     threads = [threading.Thread(target=run) for _ in range(count)]
     for thread in threads:

@@ -6,7 +6,14 @@ from types import ModuleType
 import pytest
 
 SETUP = Path(__file__).resolve().parents[3] / "infra" / "setup"
-REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"></testsuite></testsuites>'
+REPORT = """
+<testsuites><testsuite>
+    <testcase classname="tests.x" name="test_a"/>
+    <testcase classname="tests.x" name="test_b"><failure/></testcase>
+    <testcase classname="tests.x" name="test_c"><error/></testcase>
+    <testcase classname="tests.x" name="test_d"><skipped/></testcase>
+</testsuite></testsuites>
+"""
 
 
 @pytest.fixture
@@ -17,17 +24,18 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return check
 
 
-@pytest.mark.parametrize(
-    ("figures", "counted"),
-    [((5, 0, 0, 0), (5, 0)), ((5, 1, 1, 0), (3, 2)), ((5, 0, 0, 2), (3, 2)), ((0, 0, 0, 0), (0, 0))],
-)
-def test_failures_errors_and_skips_count_as_failed(
-    figures: tuple[int, ...], counted: tuple[int, int], tmp_path: Path, check: ModuleType
-) -> None:
+def test_failures_errors_and_skips_count_as_failed_and_are_named(tmp_path: Path, check: ModuleType) -> None:
     """Nothing may hide behind a skip."""
     report = tmp_path / "report.xml"
-    report.write_text(REPORT.format(*figures))
-    assert check.count(report) == counted
+    report.write_text(REPORT)
+    assert check.outcomes(report) == (1, ["tests.x.test_b", "tests.x.test_c", "tests.x.test_d"])
+
+
+def test_a_report_without_tests_has_nothing_passed(tmp_path: Path, check: ModuleType) -> None:
+    """As one of a suite whose tests were all left out."""
+    report = tmp_path / "report.xml"
+    report.write_text("<testsuites><testsuite/></testsuites>")
+    assert check.outcomes(report) == (0, [])
 
 
 def test_every_test_file_runs_in_one_suite(check: ModuleType) -> None:
@@ -44,18 +52,18 @@ def test_every_test_file_runs_in_one_suite(check: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suites", "faults", "last_line", "code"),
+    ("suites", "faults", "last_lines", "code"),
     [
-        ([(5, 0), (7, 0)], 0, "12 passed, 0 failed", 0),
-        ([(5, 0), (7, 1)], 0, "12 passed, 1 failed", 1),
-        ([(5, 0)], 2, "5 passed, 2 failed", 1),
-        ([(0, 0)], 0, "0 passed, 0 failed", 1),
+        ([(5, []), (7, [])], [], ["12 passed, 0 failed"], 0),
+        ([(5, []), (7, ["a"])], [], ["failed: a", "12 passed, 1 failed"], 1),
+        ([(5, ["a"])], ["mypy"], ["failed: mypy", "failed: a", "5 passed, 2 failed"], 1),
+        ([(0, [])], [], ["0 passed, 0 failed"], 1),
     ],
 )
-def test_the_last_line_is_the_sum_and_nothing_run_is_no_success(
-    suites: list[tuple[int, int]],
-    faults: int,
-    last_line: str,
+def test_the_last_lines_are_what_failed_and_the_sum_and_nothing_run_is_no_success(
+    suites: list[tuple[int, list[str]]],
+    faults: list[str],
+    last_lines: list[str],
     code: int,
     check: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,7 +77,7 @@ def test_the_last_line_is_the_sum_and_nothing_run_is_no_success(
     monkeypatch.setattr(check, "run", lambda suite: suite)
     monkeypatch.setattr(check.sys, "argv", ["check.py"])
     assert check.main() == code
-    assert capsys.readouterr().out.splitlines()[-1] == last_line
+    assert capsys.readouterr().out.splitlines() == last_lines
 
 
 def test_a_suite_that_collects_nothing_is_a_failure(
@@ -77,4 +85,4 @@ def test_a_suite_that_collects_nothing_is_a_failure(
 ) -> None:
     """As when its folder is gone or every test of it was left out."""
     monkeypatch.setattr(check, "REPORTS", tmp_path)
-    assert check.run(check.Suite("control", "unit", (str(tmp_path),))) == (0, 1)
+    assert check.run(check.Suite("control", "unit", (str(tmp_path),))) == (0, ["unit tests of the control environment"])

@@ -1,0 +1,131 @@
+"""Every service of the compose stack killed in turn, during a release and during its rollout, with clients asking.
+
+Runs after test_compose_release.py, whose version it replaces. What it prints is in docs/operations.md.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import ROOT
+from tests.e2e.clients import constant_clients
+from tests.integration.docker import upload_through_outage
+from tests.integration.docker.compose_release import (
+    MODEL,
+    alias,
+    ask_for_release,
+    newest_run,
+    run_state,
+    succeeded,
+    tasks_of,
+    wait_until,
+)
+from tests.integration.docker.compose_stack import ComposeStack
+from tests.integration.docker.service_drill import Drill, crash, kill_and_start
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("docker"), pytest.mark.drill, pytest.mark.timeout(900)]
+
+RELEASE = "under-fire"
+S3_AWAY_S = 30
+AIRFLOW = ("airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-api-server")
+SERVICES = (*AIRFLOW, "s3", "postgres", "mlflow", "jobs", "gateway", "prometheus")
+LASTING = {
+    # Few of the cores, so that the training lasts while services start beside it.
+    "resources.finetune.cpus": 0.4,
+    "finetune.epochs": 12,
+    "finetune.checkpoint_every_steps": 20,
+    "gates.champion_margin": 1,
+    "rollout.replicas": 1,
+    "rollout.steps": [50, 100],
+    "rollout.step_s": 20,
+    "rollout.keep_warm_s": 0,
+    # Versions that share two cores with starting services are not compared by their speed.
+    "rollout.max_latency_ratio": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def drill(compose_stack: ComposeStack, released: object) -> Iterator[Drill]:
+    """With two clients of the first version, which is served by now."""
+    wait_until(lambda: alias(compose_stack, "serving") == "1", "the first rollout")
+    with constant_clients(compose_stack.url("gateway"), compose_stack.secret("gateway_api_key"), MODEL) as load:
+        wait_until(lambda: load.answers.total() > 0, "an answer")
+        yield Drill(compose_stack, load)
+
+
+@pytest.fixture(scope="module")
+def release_drill(drill: Drill) -> Drill:
+    """Every service has crashed while a model was trained, and the release is over."""
+    ask_for_release(drill.stack, RELEASE, **LASTING)
+
+    def trains() -> bool:
+        return tasks_of(drill.stack, "release", RELEASE)["finetune"]["state"] == "deferred"
+
+    wait_until(trains, "the training")
+    for service in SERVICES:
+        drill.strike(service, crash, "release")
+        assert run_state(drill.stack, "release", RELEASE) == "running", "the release was over too early, or failed"
+    tasks = succeeded(drill.stack, "release", RELEASE)
+    print(drill.table(), {name: task["try_number"] for name, task in tasks.items()}, sep="\n")
+    return drill
+
+
+@pytest.fixture(scope="module")
+def rollout_drill(release_drill: Drill) -> Drill:
+    """Every service was killed and started while the release's version was rolled out, and the rollout is over."""
+    drill, stack = release_drill, release_drill.stack
+    wait_until(lambda: run_state(stack, "rollout", newest_run(stack, "rollout")) == "running", "the rollout")
+    rollout = newest_run(stack, "rollout")
+    for service in SERVICES[:-2]:
+        drill.strike(service, kill_and_start, "rollout")
+    wait_until(lambda: drill.load.answers["2"] > 0, "the new version has a share of the traffic")
+    for service in SERVICES[-2:]:
+        drill.strike(service, kill_and_start, "rollout")
+    tasks = succeeded(stack, "rollout", rollout)
+    print(drill.table(), {name: task["try_number"] for name, task in tasks.items()}, sep="\n")
+    return drill
+
+
+def test_a_release_outlives_a_crash_of_every_service(release_drill: Drill) -> None:
+    """By itself: the engine starts them again, Airflow tries its tasks again, the training never stopped."""
+    assert alias(release_drill.stack, "champion") == "2"
+
+
+def test_a_rollout_outlives_the_death_of_every_service(rollout_drill: Drill) -> None:
+    """What a person killed needs a person's `start`, and nothing else; the new version takes over."""
+    assert alias(rollout_drill.stack, "serving") == "2"
+    before = rollout_drill.load.answers["2"]
+    wait_until(lambda: rollout_drill.load.answers["2"] > before + 5, "answers of the new version")
+
+
+def test_only_the_gateways_death_costs_requests(rollout_drill: Drill, capsys: pytest.CaptureFixture[str]) -> None:
+    """Replicas and Envoy need none of the others."""
+    with capsys.disabled():
+        print(f"\n{rollout_drill.table()}\nanswers by version: {dict(rollout_drill.load.answers)}")
+    costly = {death.service for death in rollout_drill.deaths if rollout_drill.failures(death)}
+    assert costly <= {"gateway"}, rollout_drill.load.failures
+
+
+def test_an_upload_outlasts_an_s3_server_that_is_away_for_half_a_minute(
+    compose_stack: ComposeStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one try; the artifact is whole, and nothing else is left in the bucket."""
+    code = Path(upload_through_outage.__file__).read_text()
+    inside = ("python", "-m", "pipeline.stack.in_compose", "run", "python", "-c", code)
+    command = ["docker", "compose", "exec", "-T", "airflow-scheduler", *inside]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=compose_stack.environment, stdout=subprocess.PIPE, text=True
+    ) as upload:
+        assert upload.stdout is not None
+        assert upload.stdout.readline() == "sending\n"
+        compose_stack.compose("kill", "s3")
+        time.sleep(S3_AWAY_S)
+        compose_stack.compose("start", "s3")
+        told = json.loads(upload.stdout.readline())
+    with capsys.disabled():
+        print(f"\nan upload of {upload_through_outage.SIZE_BYTES >> 20} MiB, S3 away for {S3_AWAY_S} s: {told}")
+    assert (told["whole"], told["only_what_belongs"], told["unfinished"], told["tries"]) == (True, True, 0, 1)
