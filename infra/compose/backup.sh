@@ -1,17 +1,23 @@
 #!/bin/sh
-# Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes and logs.
+# Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes, data and logs. Not the
+# figures of Prometheus and the users of Grafana.
 #
 #   infra/compose/backup.sh FOLDER      while the stack runs; quiet hours give a backup of one moment
 #
 # Keep secrets/ and .env as well, in another place: they are not in the folder.
 set -eu
 folder=${1:?the folder to make}
+[ ! -e "$folder" ] || { echo "$folder is there already: name a new folder" >&2; exit 65; }
 umask 077
+whole=$folder
+folder=$folder.partial
+rm -rf "$folder"
 mkdir -p "$folder"
 for database in airflow mlflow mlflow_auth; do
     docker compose exec -T postgres pg_dump -U slipway --format=custom "$database" >"$folder/$database.dump"
 done
 docker compose run --rm -T --no-deps --entrypoint python cli \
     -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup save >"$folder/bucket.tar"
-docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -cf - recipes logs >"$folder/home.tar"
-ls -l "$folder"
+docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -cf - recipes data logs >"$folder/home.tar"
+mv "$folder" "$whole"
+ls -l "$whole"

@@ -13,12 +13,17 @@ import sys
 import tarfile
 from typing import IO, Any
 
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import BotoCoreError, ClientError
+
 from pipeline import settings
 from pipeline.artifacts.s3 import open_client
-from pipeline.errors import DataError, SlipwayError, SpecError
+from pipeline.errors import EXIT_TRANSIENT, DataError, SlipwayError, SpecError
 
 METADATA = "SLIPWAY.metadata"
 """A keyword of the archive's format for what tar itself has no place for."""
+END = "SLIPWAY.end"
+"""The keyword of the last entry, which says how many there are before it: an archive without it was cut."""
 DONE = {"save": "saved", "load": "loaded"}
 
 
@@ -36,6 +41,9 @@ def main() -> int:
     except SlipwayError as error:
         print(f"error {error.exit_code} {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+        print(f"error {EXIT_TRANSIENT} TransientError: the S3 server refuses or is away: {error}", file=sys.stderr)
+        return EXIT_TRANSIENT
     print(f"{DONE[action]} {done[0]} objects, {done[1] / 1e6:.1f} MB", file=sys.stderr)
     return 0
 
@@ -52,6 +60,9 @@ def save(client: Any, bucket: str, target: IO[bytes]) -> tuple[int, int]:
                 entry.pax_headers = {METADATA: json.dumps(answer["Metadata"])}
                 archive.addfile(entry, answer["Body"])
                 count, total = count + 1, total + entry.size
+        end = tarfile.TarInfo("end")
+        end.pax_headers = {END: str(count)}
+        archive.addfile(end)
     return count, total
 
 
@@ -65,12 +76,22 @@ def load(client: Any, bucket: str, source: IO[bytes]) -> tuple[int, int]:
     try:
         with tarfile.open(fileobj=source, mode="r|") as archive:
             for entry in archive:
+                if END in entry.pax_headers:
+                    return _counted(int(entry.pax_headers[END]), count), total
                 metadata = json.loads(entry.pax_headers[METADATA])
                 client.upload_fileobj(Forward(archive.extractfile(entry)), bucket, entry.name, {"Metadata": metadata})
                 count, total = count + 1, total + entry.size
     except (tarfile.TarError, KeyError, EOFError) as error:
         raise DataError(f"after {count} objects the archive cannot be read ({error}): is it one of `save`?") from error
-    return count, total
+    raise DataError(
+        f"the archive ends after {count} objects without its last entry: it was cut; take an earlier backup"
+    )
+
+
+def _counted(expected: int, count: int) -> int:
+    if count != expected:
+        raise DataError(f"the archive holds {count} objects, {expected} were saved; take an earlier backup")
+    return count
 
 
 class Forward:

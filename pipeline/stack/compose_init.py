@@ -140,9 +140,7 @@ def secrets_folder(root: Path) -> Path:
 def _environment(example: str, socket: Path) -> str:
     """The example with this machine's own values: the Docker socket, and the group that may use it."""
     if not socket.exists():
-        raise SpecError(
-            f"there is no {socket}: start the Docker engine, or name its socket: --docker-socket PATH"
-        )
+        raise SpecError(f"there is no {socket}: start the Docker engine, or name its socket: --docker-socket PATH")
     own = {"SLIPWAY_DOCKER_GID": str(socket.stat().st_gid), "SLIPWAY_DOCKER_SOCKET": str(socket.absolute())}
     lines = []
     for line in example.splitlines():
