@@ -11,7 +11,7 @@ from typing import Any
 from docker.errors import NotFound
 from docker.models.containers import Container
 
-from pipeline.containers import compose_labels, connect, engine_errors
+from pipeline.containers import compose_labels, connect, engine_errors, gone_is_fine
 from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import SpecError, TransientError
 from pipeline.fleet import vllm
@@ -85,7 +85,8 @@ class ReplicaContainers:
                 known.start()
 
     def remove(self, name: str) -> None:
-        with engine_errors(f"end replica {name}"):
+        """Two rollouts may retire the same replica at once."""
+        with gone_is_fine(), engine_errors(f"end replica {name}"):
             container = self._find(name)
             if container is not None:
                 if self._answers(container):
@@ -141,9 +142,12 @@ class ReplicaContainers:
 
     def _find(self, name: str) -> Container | None:
         try:
-            return self.engine.containers.get(self._container_name(name))
+            found = self.engine.containers.get(self._container_name(name))
         except NotFound:
             return None
+        if found.labels.get(LABEL) != name:
+            raise SpecError(f"the container {found.name} is no replica of this stack's; give the stack another name")
+        return found
 
     def _address(self, container: Container) -> str:
         config = container.attrs["NetworkSettings"]["Networks"].get(self.network, {})

@@ -170,7 +170,7 @@ class ContainerPlan:
         found = {path for text in _strings(json.loads(self.request.spec)) if (path := local_path(text))}
         hides_home = {path for path in found if self.settings.home_path.is_relative_to(path)}
         outside = {path for path in found - hides_home if not any(map(path.is_relative_to, written))}
-        return sorted(path for path in outside if path.exists())
+        return sorted(path for path in outside if _is_there(path))
 
 
 def volume_mount(settings: Settings, path: Path, *, read_only: bool = False) -> Mount:
@@ -200,6 +200,14 @@ def local_path(text: str) -> Path | None:
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return Path(text) if text.startswith("/") and "\n" not in text and "\0" not in text else None
+
+
+def _is_there(path: Path) -> bool:
+    """What this user may not look at, or no file system could hold, is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from process_runner import EXIT_CANCELLED, VERDICTS, Runner, node_variables
+from process_runner import EXIT_CANCELLED, EXIT_TRANSIENT, VERDICTS, Runner, node_variables
 
 EXIT_OVER_LIMIT = 64
 """A limit is a setting of the recipe: the same job would only run into it again."""
@@ -98,11 +98,16 @@ class ContainerRunner(Runner):
         if not kills or code in VERDICTS:
             return super()._judge(rank, code)
         limit, field = self.request["memory_bytes"], self.request["memory_field"]
-        allowed = f"its limit of {_gb(limit)}" if limit else "what the machine has"
+        if not limit:
+            self.say(
+                f"error {EXIT_TRANSIENT} JobLost: the machine ran out of memory: the kernel killed {kills} processes"
+                f" of node {rank}, which used {_gb(self.memory.peak_bytes())}; give the step a limit by `{field}`"
+            )
+            return EXIT_TRANSIENT
         self.say(
-            f"error {EXIT_OVER_LIMIT} MemoryLimit: node {rank} needed more memory than {allowed}: it used"
-            f" {_gb(self.memory.peak_bytes())} and had asked for {_gb(self.memory.asked_bytes)} when the kernel killed"
-            f" {kills} of its processes; raise `{field}` in the recipe, or make the work smaller"
+            f"error {EXIT_OVER_LIMIT} MemoryLimit: node {rank} needed more memory than its limit of {_gb(limit)}: it"
+            f" used {_gb(self.memory.peak_bytes())} and had asked for {_gb(self.memory.asked_bytes)} when the kernel"
+            f" killed {kills} of its processes; raise `{field}` in the recipe, or make the work smaller"
         )
         return EXIT_OVER_LIMIT
 

@@ -9,6 +9,7 @@ the other nodes of a failed one, writes down the exit code, and removes containe
 (container_runner.py) keeps the deadline by itself.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from docker.errors import NotFound
 
 from pipeline import containers, images
 from pipeline.containers import JOB_LABEL, RANK_LABEL, engine_errors, gone_is_fine
@@ -173,7 +176,7 @@ class DockerBackend(FolderBackend):
         killed = next((node for node in failed if node.code in LOST_CODES), None)
         if cause := _named_cause(failed):
             return self._conclude(job, cause.code)
-        if starved:
+        if starved and job.request()["memory_bytes"]:
             return self._conclude(job, EXIT_BAD_SPEC, _starved_message(job.request(), starved))
         if killed:
             job.say(
@@ -210,7 +213,21 @@ class DockerBackend(FolderBackend):
     def _inspected(self, nodes: list[Node]) -> list[Node]:
         """With the exit codes of those that are over."""
         with engine_errors("look at a container"):
-            return [_with_end(node, self.engine.api.inspect_container(node.id)["State"]) for node in nodes]
+            return [self._with_end(node) for node in nodes]
+
+    def _with_end(self, node: Node) -> Node:
+        """One that somebody has removed was killed from outside."""
+        try:
+            state = self.engine.api.inspect_container(node.id)["State"]
+        except NotFound:
+            return dataclasses.replace(node, state="removed", code=min(LOST_CODES))
+        return dataclasses.replace(
+            node,
+            state=state["Status"],
+            code=0 if state["Running"] else state["ExitCode"],
+            out_of_memory=state["OOMKilled"],
+            finished_at=state["FinishedAt"],
+        )
 
     # --- ending ---
 
@@ -242,11 +259,10 @@ def _named_cause(nodes: list[Node]) -> Node | None:
 
 
 def _starved_message(request: dict[str, Any], node: Node) -> str:
-    limit = request["memory_bytes"]
-    allowed = f"its limit of {limit / 1e9:.2f} GB" if limit else "what the machine has"
+    limit = f"{request['memory_bytes'] / 1e9:.2f} GB"
     return (
-        f"error {EXIT_BAD_SPEC} MemoryLimit: node {node.rank} needed more memory than {allowed}, and the kernel killed"
-        f" all of it; raise `{request['memory_field']}` in the recipe, or make the work smaller"
+        f"error {EXIT_BAD_SPEC} MemoryLimit: node {node.rank} needed more memory than its limit of {limit}, and the"
+        f" kernel killed all of it; raise `{request['memory_field']}` in the recipe, or make the work smaller"
     )
 
 
@@ -256,16 +272,4 @@ def _listed(entry: dict[str, Any]) -> Node:
         rank=int(entry["Labels"][RANK_LABEL]),
         state=entry["State"],
         networks=frozenset(entry["NetworkSettings"]["Networks"]),
-    )
-
-
-def _with_end(node: Node, state: dict[str, Any]) -> Node:
-    return Node(
-        id=node.id,
-        rank=node.rank,
-        state=state["Status"],
-        networks=node.networks,
-        code=0 if state["Running"] else state["ExitCode"],
-        out_of_memory=state["OOMKilled"],
-        finished_at=state["FinishedAt"],
     )
