@@ -158,7 +158,7 @@ def gone_is_fine() -> Iterator[None]:
 
 
 def compose_labels(project: str, service: str) -> dict[str, str]:
-    """By these docker compose counts a container among its project's own: `down --remove-orphans` removes it."""
+    """By these docker compose counts a container among its project's own: `down` with all profiles removes it."""
     return {
         "com.docker.compose.project": project,
         "com.docker.compose.service": service,

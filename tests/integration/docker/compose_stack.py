@@ -110,7 +110,7 @@ class ComposeStack:
         return time.monotonic() - began
 
     def down(self) -> None:
-        self.compose("--profile", "*", "down", "--volumes", "--timeout", "30", "--remove-orphans")
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "30")
 
     def left_over(self) -> list[str]:
         """Containers, volumes and networks of the project."""
