@@ -92,13 +92,19 @@ def test_a_training_goes_on_from_its_last_checkpoint_when_a_container_is_killed(
     wait_for("the loss is noticed", lambda: chain.backend.status(request.job_id).state != "running")
     noticed_s = time.monotonic() - began
     assert chain.backend.status(request.job_id).state == "lost"
+    reached = int(re.findall(r"progress (\d+)/", whole_log(chain.backend, request.job_id))[-1])
     assert not chain.backend.submit(request).attached
     chain.wait(request)
     log = whole_log(chain.backend, request.job_id)
     assert chain.backend.status(request.job_id).state == "succeeded", log
     resumed = re.findall(r"resumed from the checkpoint of step (\d+)", log)
-    print(f"noticed after {noticed_s:.1f} s, resumed at step {resumed}, done after {time.monotonic() - began:.1f} s")
-    assert resumed, log
+    assert len(resumed) == 1, log
+    lost_steps = reached - int(resumed[0])
+    print(
+        f"killed at step {reached}, noticed after {noticed_s:.1f} s, resumed at step {resumed[0]}: {lost_steps} lost;"
+        f" done after {time.monotonic() - began:.1f} s"
+    )
+    assert lost_steps <= spec.settings.checkpoint_every_steps
     assert chain.manifest(request).digest == calm_digest
 
 

@@ -5,6 +5,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +179,7 @@ class TestDockerBackend(BackendConformance):
         log = whole_log(backend, job.job_id)
         assert "error 64 MemoryLimit: node 1 needed more memory than its limit of 0.10 GB: it used 0.10 GB" in log
         assert "raise `resources.finetune.memory_gb` in the recipe" in log
+        print(next(line for line in log.splitlines() if "MemoryLimit" in line))
         assert not processes_with(job.job_id)
 
     def test_a_node_that_is_cut_off_from_the_network_ends_the_job(
@@ -189,8 +191,10 @@ class TestDockerBackend(BackendConformance):
         backend.submit(job)
         wait_for("both nodes run", lambda: whole_log(backend, job.job_id).count("waiting") == 2)
         name = containers.job_name(configured, job.job_id)
+        began = time.monotonic()
         docker("network", "disconnect", name, f"{name}-1")
         assert finished(backend, job.job_id) == JobStatus(state="failed", exit_code=75)
+        print(f"noticed, and the job ended, after {time.monotonic() - began:.1f} s")
         assert "node 1 was cut off from the job's network" in whole_log(backend, job.job_id)
         assert left_of(job.job_id) == []
 
