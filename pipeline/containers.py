@@ -93,7 +93,7 @@ def remove_orphans(engine: Any, settings: Settings) -> int:
         folder = jobs_path / job_id
         return not (folder / "request.json").exists() or (folder / "exit_code").exists()
 
-    return _remove(engine, settings, is_orphan)
+    return _remove(engine, settings, is_orphan, busy_is_fine=True)
 
 
 def remove_all(engine: Any, settings: Settings) -> int:
@@ -128,8 +128,12 @@ def bridge_address(engine: Any) -> str:
     return str(gateway)
 
 
-def _remove(engine: Any, settings: Settings, unwanted: Callable[[str], bool]) -> int:
-    """Removes the home's containers and networks whose job's id is `unwanted`; how many containers."""
+def _remove(engine: Any, settings: Settings, unwanted: Callable[[str], bool], *, busy_is_fine: bool = False) -> int:
+    """Removes the home's containers and networks whose job's id is `unwanted`; how many containers.
+
+    Args:
+        busy_is_fine: a network whose last container somebody else is just removing is left for another time.
+    """
     filters = {"label": of_home(settings)}
     removed = 0
     with engine_errors("list the containers of this home"):
@@ -142,18 +146,22 @@ def _remove(engine: Any, settings: Settings, unwanted: Callable[[str], bool]) ->
                 removed += 1
     for found in networks:
         if unwanted(found["Labels"][JOB_LABEL]):
-            with gone_is_fine(), engine_errors(f"remove network {found['Name']}"):
+            with gone_is_fine(*([403] if busy_is_fine else [])), engine_errors(f"remove network {found['Name']}"):
                 engine.api.remove_network(found["Id"])
     return removed
 
 
 @contextmanager
-def gone_is_fine() -> Iterator[None]:
-    """Somebody else has removed it, is removing it, or it has ended."""
+def gone_is_fine(*more: int) -> Iterator[None]:
+    """Somebody else has removed it, is removing it, or it has ended.
+
+    Args:
+        more: other answers of the engine that are fine, too.
+    """
     try:
         yield
     except SlipwayError as error:
-        if getattr(error.__cause__, "status_code", None) not in (404, 409):
+        if getattr(error.__cause__, "status_code", None) not in (404, 409, *more):
             raise
 
 

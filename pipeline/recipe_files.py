@@ -131,12 +131,20 @@ def check_recipe(fields: Mapping[str, Any]) -> Recipe:
     Raises:
         SpecError: one line for each problem: field, value, what is allowed.
     """
+    from croniter import croniter
+
     try:
-        return Recipe.model_validate(dict(fields))
+        recipe = Recipe.model_validate(dict(fields))
     except ValidationError as error:
         problems = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise SpecError(f"the recipe has {count}:\n" + "\n".join(f"  {line}" for line in problems)) from error
+    if recipe.schedule is not None and not croniter.is_valid(recipe.schedule):
+        raise SpecError(
+            f"the recipe has 1 problem:\n  schedule is {recipe.schedule!r}, which is no cron expression; expected"
+            ' five fields, such as "0 3 * * *" for three o\'clock every night, or @daily'
+        )
+    return recipe
 
 
 def is_hub_id(uri: str) -> bool:

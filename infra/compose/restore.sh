@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts back what backup.sh saved, into a stack that runs or an empty one: databases are replaced, objects of the bucket
-# are added.
+# are added. Then the fleet follows the champions of the databases by itself.
 #
 #   infra/compose/restore.sh FOLDER
 #
@@ -18,6 +18,10 @@ for database in airflow mlflow mlflow_auth; do
     docker compose exec -T postgres createdb -U slipway --owner "${database%_auth}" "$database"
     docker compose exec -T postgres pg_restore -U slipway --exit-on-error --dbname "$database" <"$folder/$database.dump"
 done
+# What is served is not what was: without this alias every champion counts as waiting for a rollout, which does nothing
+# where the version's replicas are well.
+docker compose exec -T postgres psql --quiet -U slipway -d mlflow \
+    -c "DELETE FROM registered_model_aliases WHERE alias = 'serving'"
 docker compose run --rm -T --no-deps --entrypoint python cli \
     -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup load <"$folder/bucket.tar"
 docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -xf - <"$folder/home.tar"

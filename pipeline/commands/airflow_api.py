@@ -14,7 +14,8 @@ TIMEOUT_S = 30.0
 RETRY_S = 1.0
 PATIENCE_S = 120.0
 """How long a silent Airflow is waited for: it may be starting anew."""
-NOT_READY = (502, 503, 504)
+NOT_READY = (500, 502, 503, 504)
+"""Its database may be starting anew, too."""
 
 
 class AirflowApi:

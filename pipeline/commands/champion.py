@@ -11,7 +11,7 @@ from pipeline.stack import mlflow_part
 
 
 def promote(name: str, version: str, *, wait: bool) -> None:
-    """Sets the alias `champion`; the rollout DAG does the rest.
+    """Sets the alias `champion`; the rollout DAG does the rest. For the present champion it looks whether that serves.
 
     Raises:
         SpecError: there is no such version.
@@ -28,9 +28,12 @@ def promote(name: str, version: str, *, wait: bool) -> None:
     done = promote_by_hand(registry, name=name, version=version, promoted_by=getpass.getuser())
     before = f"after version {done.champion_before}" if done.champion_before else "the first one"
     console.print(f"{name} version {version} is the champion{f' now, {before}' if done.changed else ' already'}.")
+    if done.changed and wait:
+        release.follow_rollout(layout, api, (name, version), since=began)
+    if not done.changed:
+        release.roll_out_again(layout, api, (name, version), wait=wait)
     if not wait:
         return
-    release.follow_rollout(layout, api, (name, version), since=began)
     serving = read_fleet(layout.home_path)[name].serving
     if serving is None or serving.version != version:
         served = f"version {serving.version} serves" if serving else "nothing serves"

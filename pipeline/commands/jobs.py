@@ -67,5 +67,8 @@ def _read(path: Path) -> JobLog | None:
     log_path = path.with_name("log")
     if not log_path.exists():
         return None
-    request: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        request: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:  # cleared away meanwhile
+        return None
     return JobLog(log_path, request["log_offset"], request["labels"], request["submitted_at"])

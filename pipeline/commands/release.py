@@ -140,6 +140,22 @@ def follow_rollout(layout: Layout, api: AirflowApi, served: tuple[str, str], *, 
     )
 
 
+def roll_out_again(layout: Layout, api: AirflowApi, champion: tuple[str, str], *, wait: bool) -> None:
+    """Starts a rollout of a version that is the champion already, which nothing else would: its replicas may be gone.
+
+    If they are well, the rollout's plan ends it at once.
+
+    Args:
+        champion: the model's name and the version.
+        wait: show it until it ends.
+    """
+    name, version = champion
+    run_id = new_run_id(name)
+    api.trigger(ROLLOUT, run_id, {"name": name, "version": version})
+    if wait:
+        live.watch(layout, api, (ROLLOUT, run_id), until=("promote", "roll_back"))
+
+
 def failure(layout: Layout, api: AirflowApi, dag_id: str, run_id: str) -> SlipwayError:
     """What failed in a run, why, and what to do."""
     failed = [task for task in live.in_order(api.tasks(dag_id, run_id)) if task["state"] == "failed"]

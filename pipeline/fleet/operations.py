@@ -1,6 +1,7 @@
 """What a person does to the fleet outside a rollout: taking the last version change back."""
 
 import time
+from typing import Final
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError, TransientError
@@ -9,6 +10,9 @@ from pipeline.fleet.parts import Aliases
 from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
 from pipeline.registry.models import CHAMPION, SERVING, Registry
 from pipeline.stack.layout import Layout
+
+ROLLED_BACK: Final = "rolled back"
+"""How a rollout ends that a person asked for by `rollback`."""
 
 
 class RolledBack(Contract):
@@ -35,6 +39,11 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
     """
     registry = registry or Registry(layout.ports().url("mlflow"), layout.home_path)
     gateway = Gateway(layout)
+    serving = _cut_short(registry, gateway.files.get(name))
+    if serving is not None:
+        replaced = _move_aliases(registry, name, serving, served=True)
+        reason = f"the traffic was on version {serving} already; the registry says so now, too"
+        return RolledBack(name=name, version=serving, replaced=replaced, immediate=True, reason=reason)
     with gateway.files.lock():
         model = gateway.files.get(name)
         target = _warm_target(gateway, model)
@@ -49,6 +58,14 @@ def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> Roll
         return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
     reason = f"all traffic is on version {version}, whose replicas were warm"
     return RolledBack(name=name, version=version, replaced=champion, immediate=True, reason=reason)
+
+
+def _cut_short(registry: Aliases, model: ModelFleet) -> str | None:
+    """The version to which a rollback moved the traffic that died before it moved the aliases; None if none did."""
+    last = model.rollout(model.generation)
+    if last is None or last.outcome != ROLLED_BACK or model.serving is None:
+        return None
+    return model.serving.version if registry.alias(model.name, CHAMPION) == last.previous else None
 
 
 def _move_aliases(registry: Aliases, name: str, version: str, *, served: bool) -> str | None:
@@ -94,7 +111,7 @@ def _moved(model: ModelFleet, target: Served) -> ModelFleet:
         version=target.version,
         previous=model.serving.version if model.serving else None,
         phases=("rollback",),
-        outcome="rolled back",
+        outcome=ROLLED_BACK,
         reason="asked for",
         started_at=moment,
         ended_at=moment,

@@ -89,7 +89,10 @@ def _is_served(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion, w
     if model.serving is None or model.serving.version != registered.version:
         return False
     deployment = model.deployment(model.serving.deployment)
-    return deployment is not None and fleet.settled(deployment, wait_s)
+    # A registry that was put back from a backup may have given the same number to other bytes.
+    if deployment is None or deployment.bundle_digest != registered.bundle_digest:
+        return False
+    return fleet.settled(deployment, wait_s)
 
 
 def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
@@ -191,31 +194,13 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
     bundle_path = fleet.fetch_bundle(registered)
     _make_room(spec, fleet, spec.generation)
     settings = registered.recipe.rollout
-    taken = {
-        replica.address
-        for model in fleet.files.all().values()
-        for found in model.deployments
-        for replica in found.replicas
-    }
-    fresh = Deployment(
-        version=registered.version,
-        generation=spec.generation,
-        bundle_digest=registered.bundle_digest,
-        replicas=tuple(
-            Replica(
-                id=replica_id(spec.name, registered.version, generation=spec.generation, index=index),
-                host=host,
-                port=port,
-            )
-            for index, (host, port) in enumerate(fleet.replicas.places(settings.replicas, taken))
-        ),
-    )
 
     def intend(model: ModelFleet) -> ModelFleet:
-        return model if model.deployment(spec.generation) else model.with_deployment(fresh)
+        known = model.deployment(spec.generation)
+        return model if known else model.with_deployment(_new_deployment(spec, fleet, registered))
 
-    model = fleet.change(spec.name, spec.generation, intend)
-    deployment = model.deployment(spec.generation) or fresh
+    deployment = fleet.change(spec.name, spec.generation, intend).deployment(spec.generation)
+    assert deployment is not None
     cores = sorted(os.sched_getaffinity(0))
     plans = [
         ReplicaPlan(
@@ -233,6 +218,30 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
     fleet.replicas.start(plans, lambda: fleet.is_newest(spec.name, spec.generation))
     fleet.say(f"{len(plans)} replicas answer as version {registered.version} ({time.monotonic() - started:.1f} s)")
     return deployment
+
+
+def _new_deployment(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> Deployment:
+    """With places for its replicas. Under the lock: two rollouts must not be given the same ones."""
+    taken = {
+        replica.address
+        for model in fleet.files.all().values()
+        for found in model.deployments
+        for replica in found.replicas
+    }
+    places = fleet.replicas.places(registered.recipe.rollout.replicas, taken)
+    return Deployment(
+        version=registered.version,
+        generation=spec.generation,
+        bundle_digest=registered.bundle_digest,
+        replicas=tuple(
+            Replica(
+                id=replica_id(spec.name, registered.version, generation=spec.generation, index=index),
+                host=host,
+                port=port,
+            )
+            for index, (host, port) in enumerate(places)
+        ),
+    )
 
 
 def _route(spec: RolloutSpec, fleet: Fleet, deployment: Deployment) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pipeline import __version__
 from pipeline.job import Job
 from pipeline.registry.connection import connect, exists_already, missing_is_fine, quoted, translated_errors
+from pipeline.registry.locks import file_lock
 
 KEY_TAG = "slipway.key"
 STEP_TAG = "slipway.step"
@@ -167,9 +168,11 @@ def experiment_name(job: Job) -> str:
 
 
 def _find_or_create(job: Job, tracking_uri: str) -> str:
-    """The run with the job's key, opened again; a new one if there is none."""
+    """The run with the job's key, opened again; a new one if there is none. One at a time: the start times by which
+    the oldest is told are the clients' own."""
     client = connect(tracking_uri)
-    with translated_errors(tracking_uri):
+    lock_path = job.settings.home_path / "locks" / f"run-{job.key}.lock"
+    with translated_errors(tracking_uri), file_lock(lock_path):
         experiment_id = _experiment(client, experiment_name(job))
         runs = _runs_of(client, experiment_id, job.key)
         if not runs:

@@ -24,7 +24,8 @@ AIRFLOW = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "
 CLIENTS = (*AIRFLOW, "jobs")
 """They use MLflow and the store, or start steps that do."""
 
-Kind = Literal["password", "fernet", "api_key"]
+Kind = Literal["password", "fernet", "api_key", "given"]
+"""`given` is not ours to make: the file is empty until somebody writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ SECRETS = (
     Secret(name="s3_secret_key", restart=("s3", "setup", "mlflow", *CLIENTS)),
     Secret(name="gateway_api_key", kind="api_key", restart=("gateway",)),
     Secret(name="grafana_password", restart=("grafana",)),
+    Secret(name="hf_token", kind="given", restart=("jobs",)),
 )
 
 
@@ -112,6 +114,11 @@ def rotate(root: Path, name: str) -> list[str]:
     path = secrets_folder(root) / name
     if not path.exists():
         raise SpecError(f"{path} does not exist, so there is nothing to replace: run `./slipway init`")
+    if secret.kind == "given":
+        raise SpecError(
+            f"{name} is not made here: write what you were given into {path}, then"
+            f" `docker compose up --detach --force-recreate {' '.join(secret.restart)}`"
+        )
     fresh = generate(secret.kind)
     # Airflow encrypts with the first key and decrypts with any: earlier ones stay, since nobody here can tell whether
     # everything was encrypted anew.
@@ -123,6 +130,8 @@ def rotate(root: Path, name: str) -> list[str]:
 
 def generate(kind: Kind) -> str:
     """Random, and safe in a URL: database passwords stand in one."""
+    if kind == "given":
+        return ""
     if kind == "fernet":
         return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     return ("slipway-" if kind == "api_key" else "") + secrets.token_urlsafe(32)

@@ -43,6 +43,13 @@ def store_login(folder: Path) -> dict[str, str]:
     }
 
 
+def hub_login(folder: Path) -> dict[str, str]:
+    """What a step needs for a base model that the hub gives to known users only; nothing if no token was given."""
+    path = folder / "hf_token"
+    token = path.read_text().strip() if path.exists() else ""
+    return {"HF_TOKEN": token} if token else {}
+
+
 def mlflow_login(folder: Path) -> dict[str, str]:
     """What MLflow's client and `pipeline.settings` read."""
     return {

@@ -81,9 +81,10 @@ def secrets_path(configured: Settings) -> Path:
 
 
 def client_variables(configured: Settings) -> dict[str, str]:
-    """Credentials of the store and of MLflow."""
+    """Credentials of the store, of MLflow and, where a service has them, of the model hub."""
     folder = secrets_path(configured)
-    return compose_services.store_login(folder) | compose_services.mlflow_login(folder)
+    logins = (compose_services.store_login, compose_services.mlflow_login, compose_services.hub_login)
+    return {name: value for login in logins for name, value in login(folder).items()}
 
 
 # --- Airflow -----------------------------------------------------------------------------------------------------

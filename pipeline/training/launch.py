@@ -59,7 +59,8 @@ def torchrun_command(settings: Settings, plan_path: Path, *, procs_per_node: int
         "join_timeout": JOIN_S,
         "last_call_timeout": 1,
         "keep_alive_interval": 1,
-        "keep_alive_max_attempt": 5,
+        # A busy machine may keep an agent waiting for seconds; one that is gone is noticed by its backend.
+        "keep_alive_max_attempt": 15,
     }
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),

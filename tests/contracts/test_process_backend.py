@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import settings
 from pipeline.settings import ROOT
-from slipway_airflow.backends.base import Backend, JobRequest
+from slipway_airflow.backends.base import Backend, JobRequest, JobStatus
 from slipway_airflow.backends.process import ProcessBackend
 from tests.contracts.backend_conformance import BackendConformance, OpenBackend, finished, request, wait_for, whole_log
 
@@ -100,3 +100,12 @@ class TestProcessBackend(BackendConformance):
         backend.submit(job)
         os.kill(json.loads((home_path / "jobs" / job.job_id / "runner.json").read_text())["pid"], signal.SIGTERM)
         assert finished(backend, job.job_id).exit_code == 75
+
+    def test_a_step_that_is_terminated_from_outside_reports_a_transient_fault(self, open_backend: OpenBackend) -> None:
+        """Somebody, or a watch over the machine's memory, ended it by its pid: it deserves another try."""
+        end_itself = "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        job = request(end_itself + "os.kill(os.getpid(), signal.SIGTERM)")
+        backend = open_backend()
+        backend.submit(job)
+        assert finished(backend, job.job_id) == JobStatus(state="failed", exit_code=75)
+        assert "node 0 was ended from outside (SIGTERM)" in whole_log(backend, job.job_id)

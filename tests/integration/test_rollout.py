@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_rig import MODEL, Load, Rig
+from fleet_rig import MODEL, FileRegistry, Load, Rig
 
-from pipeline.errors import DataError, IntegrityError, SpecError
+from pipeline.errors import DataError, IntegrityError, SpecError, TransientError
 from pipeline.fleet.operations import rollback
 from pipeline.registry.models import RegisteredVersion
 
@@ -245,3 +245,30 @@ def test_rolling_back_to_a_cold_version_moves_the_alias_and_says_so(rig: Rig) ->
     assert served_versions(rig) == {"2"}
     rig.follow("alias moved")
     assert served_versions(rig) == {"1"}
+
+
+class NoMlflow(FileRegistry):
+    """MLflow goes away once the traffic has moved."""
+
+    def compare_and_set_alias(self, name: str, alias: str, expected: str | None, version: str | None) -> bool:
+        raise TransientError("MLflow does not answer")
+
+
+def test_a_rollback_that_was_cut_short_is_finished_by_the_next_one(rig: Rig) -> None:
+    """The second one does not take the first back."""
+    warm_pair(rig)
+    with pytest.raises(TransientError, match="the traffic is on version 1"):
+        rollback(rig.layout, MODEL, NoMlflow(rig.registry.path))
+    assert served_versions(rig) == {"1"}
+    done = rollback(rig.layout, MODEL, rig.registry)
+    assert (done.version, done.replaced, done.immediate) == ("1", "2", True)
+    assert served_versions(rig) == {"1"}
+    assert (rig.registry.alias(MODEL, "champion"), rig.registry.alias(MODEL, "serving")) == ("1", "1")
+
+
+def test_a_version_whose_bytes_are_others_than_what_serves_is_rolled_out(rig: Rig) -> None:
+    """A registry that was put back from a backup gives the numbers of lost versions again."""
+    rig.registry.give_other_bytes("1")
+    results = {result.phase: result.outcome for result in rig.follow("after a restore")}
+    assert results["promote"] == "done"
+    assert running_replicas(rig) == ["replica-tiny-v1-g2-0", "replica-tiny-v1-g2-1"]

@@ -247,3 +247,15 @@ def test_whatever_an_override_holds_it_is_read_or_refused(text: str) -> None:
         assert list(parse_overrides([f"name={text}"])) == ["name"]
     except SpecError as error:
         assert "override name" in str(error)  # noqa: PT017  both ends are right
+
+
+@pytest.mark.parametrize("schedule", ["0 3 * * *", "*/2 * * * 1-5", "@daily"])
+def test_a_schedule_is_a_cron_expression(schedule: str) -> None:
+    """Five fields, or a word for them."""
+    assert check_recipe({**GOOD, "schedule": schedule}).schedule == schedule
+
+
+@pytest.mark.parametrize("schedule", ["banana", "99 99 * * *", "0 3 * *", ""])
+def test_a_schedule_that_no_clock_reaches_is_refused(schedule: str) -> None:
+    """Airflow would only show its DAG as broken."""
+    assert f"schedule is {schedule!r}, which is no cron expression" in problems({**GOOD, "schedule": schedule})

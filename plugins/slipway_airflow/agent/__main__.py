@@ -32,7 +32,10 @@ def serve(configured: Settings) -> None:
     from slipway_airflow.backends.docker import DockerBackend
 
     path = socket_path(configured)
-    app = agent_app(configured, DockerBackend(configured), ReplicaContainers(configured))
+    replicas = ReplicaContainers(configured)
+    for failure in replicas.restore():
+        print(failure, file=sys.stderr)
+    app = agent_app(configured, DockerBackend(configured), replicas)
     path.parent.mkdir(parents=True, exist_ok=True)
     uvicorn.run(app, uds=str(path), log_level="warning", lifespan="off")
 

@@ -1,26 +1,29 @@
 """Replicas as containers of the image `serve`, each with an address of its own in the fleet's network.
 
-The engine starts a replica again when it dies; its state is what the engine says. A replica sees the cache of bundles
-(read-only), its own folder in memory, and nothing else of the home.
+The engine starts a replica again when it dies; its state is what the engine says. What should run is in
+home/fleet/replicas/NAME.json, so that `restore` brings back containers that are gone. A replica sees the cache of
+bundles (read-only), its own folder in memory, and nothing else of the home.
 """
 
 import ipaddress
 from pathlib import Path
 from typing import Any
 
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from pipeline.containers import compose_labels, connect, engine_errors, gone_is_fine
 from pipeline.contracts.base import canonical_json, sha256_hex
-from pipeline.errors import SpecError, TransientError
+from pipeline.errors import SlipwayError, SpecError, TransientError
 from pipeline.fleet import vllm
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.images import image_name
 from pipeline.settings import Settings
-from slipway_airflow.agent.vocabulary import REPLICA_PORT
+from pipeline.stack.layout import Layout
+from slipway_airflow.agent.vocabulary import REPLICA_PORT, check_plan
 from slipway_airflow.backends.container_plan import owner, volume_mount
+from slipway_airflow.backends.process_runner import write_atomically
 
 LABEL = "slipway.replica"
 PLAN_LABEL = "slipway.plan"
@@ -50,6 +53,7 @@ class ReplicaContainers:
             )
         self.settings = settings
         self.network: str = settings.docker_fleet_network
+        self.plans_path = Layout(settings.home_path).fleet_path / "replicas"
         self.engine = connect()
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
@@ -73,6 +77,23 @@ class ReplicaContainers:
 
     def put(self, plan: ReplicaPlan) -> None:
         """Keeps the replica running: starts it, or starts it anew if its plan is another."""
+        self.plans_path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._plan_path(plan.replica.id), plan.model_dump_json())
+        self._run(plan)
+
+    def restore(self) -> list[str]:
+        """Starts what should run and does not, as after `docker compose down` and `up`; what could not be, and why."""
+        failures = []
+        for path in sorted(self.plans_path.glob("*.json")):
+            try:
+                plan = ReplicaPlan.model_validate_json(path.read_bytes())
+                check_plan(path.stem, plan, self.settings)
+                self._run(plan)
+            except (SlipwayError, ValueError) as error:
+                failures.append(f"{path.stem} is not there again: {error}")
+        return failures
+
+    def _run(self, plan: ReplicaPlan) -> None:
         wanted = sha256_hex(canonical_json(plan.model_dump(mode="json")))
         with engine_errors(f"start replica {plan.replica.id}"):
             known = self._find(plan.replica.id)
@@ -86,12 +107,16 @@ class ReplicaContainers:
 
     def remove(self, name: str) -> None:
         """Two rollouts may retire the same replica at once."""
-        with gone_is_fine(), engine_errors(f"end replica {name}"):
+        self._plan_path(name).unlink(missing_ok=True)
+        with engine_errors(f"look at replica {name}"):
             container = self._find(name)
-            if container is not None:
-                if self._answers(container):
-                    container.stop(timeout=STOP_S)
-                container.remove(force=True)
+        if container is None:
+            return
+        if self._answers(container):
+            with gone_is_fine(), engine_errors(f"end replica {name}"):
+                container.stop(timeout=STOP_S)
+        with gone_is_fine(), engine_errors(f"remove replica {name}"):
+            container.remove(force=True)
 
     def states(self) -> dict[str, ReplicaState]:
         with engine_errors("list replicas"):
@@ -105,7 +130,10 @@ class ReplicaContainers:
         if container.status != "running":
             return False
         url = f"http://{self._address(container)}:{REPLICA_PORT}/health"
-        return bool(container.exec_run(["python", "-I", "-S", "-c", ASK_HEALTH, url]).exit_code == 0)
+        try:
+            return bool(container.exec_run(["python", "-I", "-S", "-c", ASK_HEALTH, url]).exit_code == 0)
+        except APIError:  # it has ended meanwhile
+            return False
 
     def _create(self, plan: ReplicaPlan, digest: str) -> Container:
         endpoint = self.engine.api.create_endpoint_config(ipv4_address=plan.replica.host)
@@ -131,6 +159,9 @@ class ReplicaContainers:
             user=owner(self.settings.home_path),
             init=True,
         )
+
+    def _plan_path(self, name: str) -> Path:
+        return self.plans_path / f"{name}.json"
 
     def _container_name(self, name: str) -> str:
         return f"{self.settings.docker_project}-{name}"

@@ -23,6 +23,8 @@ EXIT_OVER_LIMIT = 64
 RENDEZVOUS_PORT = 29400
 PR_SET_CHILD_SUBREAPER = 36
 SAMPLE_S = 0.5
+AT_LIMIT = 0.99
+"""What share of the limit counts as all of it, where the kernel does not count hits of the limit."""
 
 
 class MemoryWatch:
@@ -31,21 +33,28 @@ class MemoryWatch:
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
         unified = (root / "memory.events").exists()
         folder = root if unified else root / "memory"
+        self.unified = unified
         self.events_path = folder / ("memory.events" if unified else "memory.oom_control")
         self.peak_path = folder / ("memory.peak" if unified else "memory.max_usage_in_bytes")
         self.asked_bytes = 0
         self._sampled_at = 0.0
-        self._kills_before = self._count()
+        self._before = {name: self._count(name) for name in ("oom", "oom_kill")}
 
     def kills(self) -> int:
         """How many processes the kernel has killed for want of memory since the start."""
-        return self._count() - self._kills_before
+        return self._count("oom_kill") - self._before["oom_kill"]
 
-    def _count(self) -> int:
+    def was_at(self, limit_bytes: int) -> bool:
+        """Whether the container's own limit was reached, rather than the end of the machine's memory."""
+        if self.unified:
+            return self._count("oom") > self._before["oom"]
+        return self.peak_bytes() >= AT_LIMIT * limit_bytes
+
+    def _count(self, event: str) -> int:
         with contextlib.suppress(OSError):
             for line in self.events_path.read_text().splitlines():
                 name, _, value = line.partition(" ")
-                if name == "oom_kill":
+                if name == event:
                     return int(value)
         return 0
 
@@ -98,10 +107,11 @@ class ContainerRunner(Runner):
         if not kills or code in VERDICTS:
             return super()._judge(rank, code)
         limit, field = self.request["memory_bytes"], self.request["memory_field"]
-        if not limit:
+        if not limit or not self.memory.was_at(limit):
             self.say(
                 f"error {EXIT_TRANSIENT} JobLost: the machine ran out of memory: the kernel killed {kills} processes"
-                f" of node {rank}, which used {_gb(self.memory.peak_bytes())}; give the step a limit by `{field}`"
+                f" of node {rank}, which used {_gb(self.memory.peak_bytes())}"
+                f"{f' of its {_gb(limit)}' if limit else ''}; run less beside it, or lower `{field}`"
             )
             return EXIT_TRANSIENT
         self.say(

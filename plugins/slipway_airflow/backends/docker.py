@@ -237,7 +237,7 @@ class DockerBackend(FolderBackend):
     def _end_nodes(self, job: JobFolder) -> None:
         """Asks those that run, until they have ended or their time is over; `_clear` kills what is left."""
         if not (job.path / "cancelled").exists():
-            (job.path / "stopping").touch()
+            job.mark("stopping")
         until = time.monotonic() + STOP_WAIT_S
         while running := [node for node in self._nodes(job.job_id) if node.runs]:
             if time.monotonic() > until:

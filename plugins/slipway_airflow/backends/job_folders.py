@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.base import sha256_hex
-from pipeline.errors import SpecError, TransientError
+from pipeline.errors import SlipwayError, SpecError, TransientError
 from slipway_airflow.backends.base import Claim, JobHandle, JobRequest, JobStatus
 from slipway_airflow.backends.process_runner import EXIT_CANCELLED, write_atomically
 
@@ -56,7 +56,10 @@ class JobFolder:
 
     def request(self) -> dict[str, Any]:
         """What the job's newest attempt was asked to do."""
-        request: dict[str, Any] = json.loads((self.path / "request.json").read_bytes())
+        try:
+            request: dict[str, Any] = json.loads(_read_if_there(self.path / "request.json"))
+        except ValueError as error:
+            raise SpecError(f"{self.path}/request.json is damaged ({error}): remove the folder") from error
         return request
 
     def begin(self, request: JobRequest, **described: Any) -> int:
@@ -87,7 +90,9 @@ class JobFolder:
 
     def exit_code(self) -> int | None:
         """None until somebody has written it down."""
-        text = _read_if_there(self.path / "exit_code")
+        text = _read_if_there(self.path / "exit_code").strip()
+        if text and not text.isdecimal():
+            raise SpecError(f"{self.path}/exit_code holds {text[:40]!r}, expected a number: remove the folder")
         return int(text) if text else None
 
     def finish(self, exit_code: int) -> None:
@@ -103,10 +108,17 @@ class JobFolder:
         cancelled = code == EXIT_CANCELLED and (self.path / "cancelled").exists()
         return JobStatus(state="cancelled" if cancelled else "failed", exit_code=code)
 
+    def mark(self, name: str) -> None:
+        """Notes a fact: a file that is there."""
+        with open(self.path / name, "a", opener=open_no_link):
+            pass
+
     # --- claims ---
 
     def claim(self, claim: Claim) -> None:
-        self._claim_path(claim.holder).write_text(claim.token)
+        path = self._claim_path(claim.holder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, claim.token)
 
     def claim_of(self, holder: str) -> Claim | None:
         token = _read_if_there(self._claim_path(holder))
@@ -116,10 +128,17 @@ class JobFolder:
         """Drops `claim`; whether somebody still wants the job."""
         if self.claim_of(claim.holder) == claim:
             self._claim_path(claim.holder).unlink(missing_ok=True)
-        return any((self.path / "claims").iterdir())
+        return any(not path.name.startswith(".") for path in self._claims_path.iterdir())
 
     def _claim_path(self, holder: str) -> Path:
-        return self.path / "claims" / sha256_hex(holder.encode())[:32]
+        return self._claims_path / sha256_hex(holder.encode())[:32]
+
+    @property
+    def _claims_path(self) -> Path:
+        path = self.path / "claims"
+        if path.is_symlink():
+            raise linked(path)
+        return path
 
     # --- the log ---
 
@@ -171,7 +190,7 @@ class FolderBackend(ABC):
     def submit(self, request: JobRequest) -> JobHandle:
         job = self._job(request.job_id)
         try:
-            (job.path / "claims").mkdir(parents=True, exist_ok=True)
+            job.path.mkdir(parents=True, exist_ok=True)
             with job.locked():
                 return self._submit(job, request)
         except OSError as error:
@@ -207,7 +226,7 @@ class FolderBackend(ABC):
             if self._state(job).state != "running":
                 self._clear(job)
                 return False
-            (job.path / "cancelled").touch()
+            job.mark("cancelled")
             self._stop(job)
             self._clear(job)
             if job.exit_code() is None:
@@ -220,19 +239,26 @@ class FolderBackend(ABC):
 
     def forget(self, job_id: str) -> None:
         job = self._job(job_id)
-        if job.exists():
+        if job.path.is_dir():
             with job.locked():
-                if self._state(job).state != "running":
+                if not job.exists() or self._state(job).state != "running":
                     self._clear(job)
                     shutil.rmtree(job.path)
 
     def reap(self, keep_s: float) -> int:
-        reaped = 0
+        reaped, refused = 0, []
         for job in self._jobs():
-            state = self.status(job.job_id).state
-            if state != "running" and job.path.stat().st_mtime < time.time() - keep_s:
-                self.forget(job.job_id)
-                reaped += 1
+            try:
+                state = self.status(job.job_id).state
+                if state != "running" and job.path.stat().st_mtime < time.time() - keep_s:
+                    self.forget(job.job_id)
+                    reaped += 1
+            except (SlipwayError, OSError) as error:
+                refused.append(f"{job.path}: {error}")
+        if refused:
+            raise SpecError(
+                f"{reaped} jobs were cleared away, {len(refused)} cannot be; remove their folders: {'; '.join(refused)}"
+            )
         return reaped
 
     def _job(self, job_id: str) -> JobFolder:
@@ -253,9 +279,11 @@ def open_no_link(path: str, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise SpecError(
-            f"{path} is a link, which only the step itself can have made; its job is not trusted"
-        ) from error
+        raise linked(path) from error
+
+
+def linked(path: Path | str) -> SpecError:
+    return SpecError(f"{path} is a link, which only the step itself can have made; its job is not trusted")
 
 
 def is_locked(path: Path) -> bool:
@@ -272,6 +300,7 @@ def is_locked(path: Path) -> bool:
 
 def _read_if_there(path: Path) -> str:
     try:
-        return path.read_text()
+        with open(path, opener=open_no_link) as file:
+            return file.read()
     except FileNotFoundError:
         return ""

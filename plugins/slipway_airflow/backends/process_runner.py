@@ -70,7 +70,7 @@ class Runner:
         self.terminated = False
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGTERM, self.terminate)
         deadline = time.monotonic() + self.request["deadline_s"]
         try:
             for variables in self._variables():
@@ -140,6 +140,9 @@ class Runner:
 
     def _judge(self, rank: int, code: int) -> int:
         """The job's exit code, from how the node that decides it has ended; says what that code does not."""
+        if code == EXIT_CANCELLED:
+            self.say(f"error {EXIT_TRANSIENT} JobLost: node {rank} was ended from outside (SIGTERM)")
+            return EXIT_TRANSIENT
         if code >= 0:
             if self.request["nodes"] > 1:
                 self.say(f"node {rank} ended with exit code {code}")
@@ -207,7 +210,7 @@ class Runner:
             if node.process.poll() is None:
                 os.killpg(node.process.pid, number)
 
-    def _terminate(self, _number: int, _frame: object) -> None:
+    def terminate(self, _number: int, _frame: object) -> None:
         self.terminated = True
 
 
@@ -293,11 +296,14 @@ def main(folder: Path) -> int:
     alive = (folder / "alive").open("w")
     fcntl.flock(alive, fcntl.LOCK_EX)
     write_atomically(folder / "runner.json", json.dumps({"pid": os.getpid(), "started": time.time()}))
+    runner = Runner(folder)
+    signal.signal(signal.SIGTERM, runner.terminate)
     os.write(started, b"1")
     os.close(started)
-    code = Runner(folder).run()
+    code = runner.run()
     write_atomically(folder / "exit_code", f"{code}\n")
-    return 0
+    # At once, and with the lock: who finds it free may rely on nothing being left of the job.
+    os._exit(0)
 
 
 if __name__ == "__main__":

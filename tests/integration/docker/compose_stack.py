@@ -48,6 +48,7 @@ class ComposeStack:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / ".env.example", folder)
         compose_init.initialise(folder)
+        (folder / "secrets" / "hf_token").write_text(f"hf_{uuid.uuid4().hex}")
         stack = cls(folder, f"slipway-test-{uuid.uuid4().hex[:8]}", free_ports())
         subnet = f"10.213.{random.randrange(256)}"
         changed = {

@@ -1,19 +1,13 @@
 """Every service of the compose stack killed in turn, during a release and during its rollout, with clients asking.
 
-Runs after test_compose_release.py, whose version it replaces. What it prints is in docs/operations.md.
+What it prints is in docs/operations.md.
 """
 
-import json
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from pipeline.settings import ROOT
 from tests.e2e.clients import constant_clients
-from tests.integration.docker import upload_through_outage
 from tests.integration.docker.compose_release import (
     MODEL,
     alias,
@@ -30,7 +24,6 @@ from tests.integration.docker.service_drill import Drill, crash, kill_and_start
 pytestmark = [pytest.mark.integration, pytest.mark.needs("docker"), pytest.mark.drill, pytest.mark.timeout(900)]
 
 RELEASE = "under-fire"
-S3_AWAY_S = 30
 AIRFLOW = ("airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "airflow-api-server")
 SERVICES = (*AIRFLOW, "s3", "postgres", "mlflow", "jobs", "gateway", "prometheus")
 LASTING = {
@@ -108,24 +101,3 @@ def test_only_the_gateways_death_costs_requests(rollout_drill: Drill, capsys: py
         print(f"\n{rollout_drill.table()}\nanswers by version: {dict(rollout_drill.load.answers)}")
     costly = {death.service for death in rollout_drill.deaths if rollout_drill.failures(death)}
     assert costly <= {"gateway"}, rollout_drill.load.failures
-
-
-def test_an_upload_outlasts_an_s3_server_that_is_away_for_half_a_minute(
-    compose_stack: ComposeStack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In one try; the artifact is whole, and nothing else is left in the bucket."""
-    code = Path(upload_through_outage.__file__).read_text()
-    inside = ("python", "-m", "pipeline.stack.in_compose", "run", "python", "-c", code)
-    command = ["docker", "compose", "exec", "-T", "airflow-scheduler", *inside]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=compose_stack.environment, stdout=subprocess.PIPE, text=True
-    ) as upload:
-        assert upload.stdout is not None
-        assert upload.stdout.readline() == "sending\n"
-        compose_stack.compose("kill", "s3")
-        time.sleep(S3_AWAY_S)
-        compose_stack.compose("start", "s3")
-        told = json.loads(upload.stdout.readline())
-    with capsys.disabled():
-        print(f"\nan upload of {upload_through_outage.SIZE_BYTES >> 20} MiB, S3 away for {S3_AWAY_S} s: {told}")
-    assert (told["whole"], told["only_what_belongs"], told["unfinished"], told["tries"]) == (True, True, 0, 1)

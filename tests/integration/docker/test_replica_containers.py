@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import settings
+from pipeline.contracts.recipe import Rollout
+from pipeline.fleet.state import Replica
+from pipeline.fleet.vllm import ReplicaPlan
 from slipway_airflow.agent.replica_containers import LABEL, STOP_S, ReplicaContainers
 from slipway_airflow.agent.vocabulary import REPLICA_PORT
 from tests.contracts.backend_conformance import wait_for
@@ -101,3 +104,42 @@ def test_removing_what_is_gone_or_over_is_harmless(replicas: ReplicaContainers, 
     replicas.remove(name)
     replicas.remove(name)
     assert replicas.states() == {}
+
+
+def test_a_replica_whose_container_is_gone_is_started_again_until_it_is_removed(
+    replicas: ReplicaContainers, project: str, images: dict[str, str], tmp_path: Path
+) -> None:
+    """As after `docker compose down` and `up`: what should run is written down."""
+    assert images
+    docker("volume", "create", project)
+    docker("run", "--rm", "--volume", f"{project}:/mnt", BASE_IMAGE, "mkdir", "/mnt/cache")
+    plan = ReplicaPlan(
+        replica=Replica(id="replica-tiny-v1-g1-0", host=replicas.places(1, set())[0][0], port=REPLICA_PORT),
+        model="tiny",
+        version="1",
+        generation=1,
+        bundle_path=tmp_path / "cache" / "no-bundle",
+        settings=Rollout(),
+        core=0,
+    )
+    try:
+        replicas.put(plan)
+        docker("rm", "--force", f"{project}-{plan.replica.id}")
+        assert replicas.states() == {}
+        assert ReplicaContainers(replicas.settings).restore() == []
+        assert list(replicas.states()) == [plan.replica.id]
+        replicas.remove(plan.replica.id)
+        assert ReplicaContainers(replicas.settings).restore() == []
+        assert replicas.states() == {}
+    finally:
+        replicas.remove(plan.replica.id)
+        docker("volume", "rm", project)
+
+
+def test_a_plan_that_no_rollout_can_have_written_is_not_restored(replicas: ReplicaContainers) -> None:
+    """Rollouts may write into the folder; the message names the file."""
+    replicas.plans_path.mkdir(parents=True)
+    (replicas.plans_path / "replica-tiny-v1-g1-0.json").write_text("{}")
+    failures = replicas.restore()
+    assert len(failures) == 1
+    assert failures[0].startswith("replica-tiny-v1-g1-0 is not there again: ")

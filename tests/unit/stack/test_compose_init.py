@@ -89,7 +89,10 @@ def test_a_machine_without_a_docker_engine_is_told_so(checkout: Path) -> None:
         compose_init.initialise(checkout, socket=checkout / "nothing")
 
 
-@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.name)
+OURS = [secret for secret in SECRETS if secret.kind != "given"]
+
+
+@pytest.mark.parametrize("secret", OURS, ids=lambda secret: secret.name)
 def test_rotating_replaces_one_secret_and_names_the_services(checkout: Path, secret: compose_init.Secret) -> None:
     """The others stay."""
     initialise(checkout)
@@ -98,6 +101,15 @@ def test_rotating_replaces_one_secret_and_names_the_services(checkout: Path, sec
     after = contents(checkout)
     assert {name for name in after if after[name] != before[name]} == {secret.name}
     assert all(service in said for service in secret.restart)
+
+
+def test_what_somebody_else_gives_is_not_made_anew(checkout: Path) -> None:
+    """The message says where to write it, and what to start again."""
+    initialise(checkout)
+    (checkout / "secrets" / "hf_token").write_text("hf_of_the_team")
+    with pytest.raises(SpecError, match=r"write what you were given into .*hf_token.*--force-recreate jobs"):
+        compose_init.rotate(checkout, "hf_token")
+    assert contents(checkout)["hf_token"] == "hf_of_the_team"
 
 
 def test_a_new_fernet_key_still_reads_what_the_old_one_wrote(checkout: Path) -> None:

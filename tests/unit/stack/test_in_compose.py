@@ -22,7 +22,7 @@ def secrets(tmp_path: Path) -> dict[str, str]:
     """All of them, as docker mounts them."""
     folder = tmp_path / "secrets"
     folder.mkdir()
-    made = {secret.name: generate(secret.kind) for secret in SECRETS}
+    made = {secret.name: generate(secret.kind) or "given-by-somebody" for secret in SECRETS}
     for name, text in made.items():
         (folder / name).write_text(text)
     return made
@@ -138,6 +138,15 @@ def test_any_program_can_be_run_with_the_logins(configured: Settings, secrets: d
     assert found.command == ("python", "-m", "pipeline.commands")
     assert found.variables["AWS_SECRET_ACCESS_KEY"] == secrets["s3_secret_key"]
     assert found.variables["MLFLOW_TRACKING_PASSWORD"] == secrets["mlflow_admin_password"]
+
+
+@pytest.mark.parametrize(("written", "handed_on"), [("", None), ("hf_of_the_team\n", "hf_of_the_team")])
+def test_the_hubs_token_is_handed_on_if_there_is_one(
+    configured: Settings, tmp_path: Path, written: str, handed_on: str | None
+) -> None:
+    """The file is empty until somebody writes it."""
+    (tmp_path / "secrets" / "hf_token").write_text(written)
+    assert run("run", configured, "python").variables.get("HF_TOKEN") == handed_on
 
 
 def test_a_service_without_its_secret_says_which(configured: Settings, tmp_path: Path) -> None:
