@@ -130,10 +130,11 @@ class ReplicaContainers:
         if container.status != "running":
             return False
         url = f"http://{self._address(container)}:{REPLICA_PORT}/health"
-        try:
-            return bool(container.exec_run(["python", "-I", "-S", "-c", ASK_HEALTH, url]).exit_code == 0)
-        except APIError:  # it has ended meanwhile
-            return False
+        with engine_errors(f"ask {container.name} for its health"):
+            try:
+                return bool(container.exec_run(["python", "-I", "-S", "-c", ASK_HEALTH, url]).exit_code == 0)
+            except APIError:  # it has ended meanwhile
+                return False
 
     def _create(self, plan: ReplicaPlan, digest: str) -> Container:
         endpoint = self.engine.api.create_endpoint_config(ipv4_address=plan.replica.host)
