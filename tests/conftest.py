@@ -7,6 +7,7 @@ A test whose part is missing is left out, and the summary's last lines say which
 `SLIPWAY_TEST_DATA` is the folder of the real data sets: banking77-train.jsonl and so on.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -93,6 +94,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"needs(part): left out where the part is missing; one of {', '.join(PARTS)}")
     for name in USER_SETTINGS:
         os.environ.pop(name, None)
+    # The environments for training and serving have no Hypothesis.
+    if importlib.util.find_spec("hypothesis"):
+        _give_hypothesis_time()
+
+
+def _give_hypothesis_time() -> None:
+    """Its limits on how long an example takes say more about a busy machine than about the code."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

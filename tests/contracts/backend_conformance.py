@@ -102,7 +102,7 @@ class BackendConformance:
         job = request(f"open({str(marks)!r}, 'a').write('x'); {FOREVER}")
         first, second = open_backend().submit(job), open_backend().submit(job)
         assert (first.attached, second.attached) == (False, True)
-        wait_for("the job has begun", lambda: marks.exists())
+        wait_for("the job has begun", lambda: marks.exists() and marks.read_text() == "x")
         assert open_backend().submit(job).attached
         open_backend().cancel(job.job_id)
         assert marks.read_text() == "x"
@@ -181,7 +181,7 @@ else:
         job = request(code, nodes=2)
         open_backend().submit(job)
         assert finished(open_backend(), job.job_id) == JobStatus(state="failed", exit_code=65)
-        assert not processes_with(job.job_id)
+        wait_for("no process is left", lambda: not processes_with(job.job_id))
 
     def test_a_killed_node_is_transient(self, open_backend: OpenBackend) -> None:
         """kill -9 from outside says nothing about the work, so it is worth another try."""

@@ -116,9 +116,9 @@ def test_a_dag_file_does_no_input_or_output_while_it_is_parsed(path: Path, monke
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    began = time.monotonic()
+    began = time.process_time()
     exec(source, {"__name__": "parsed", "__file__": str(path)})
-    assert time.monotonic() - began < MAX_PARSE_S
+    assert time.process_time() - began < MAX_PARSE_S
 
 
 @pytest.mark.parametrize(

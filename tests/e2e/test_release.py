@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs("data"), pytest.mark.timeout(12
 
 
 def test_a_recipe_that_cannot_work_is_refused_before_anything_starts(stack: RunningStack) -> None:
-    """By field, value and what is allowed; the command, the form and the API agree."""
+    """The command says which field, its value and what is allowed."""
     refused = stack.slipway("release", "banking77", "--set", "finetune.nodes=3")
     assert refused.returncode == 64
     assert "batch_size (32) must be divisible by nodes (3)" in refused.stderr

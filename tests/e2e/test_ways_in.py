@@ -43,6 +43,23 @@ def test_the_forms_api_refuses_bad_values(stack: RunningStack, conf: dict[str, o
         assert airflow.get("/dags/release/dagRuns/refused").status_code == 404
 
 
+def test_values_that_do_not_fit_together_fail_at_plan_as_the_command_says_it(stack: RunningStack) -> None:
+    """The form takes each of them by itself; the recipe as a whole is refused by the first step, and no other runs."""
+    refused = stack.slipway("validate", "demo", "--set", "finetune.nodes=3")
+    sentence = refused.stderr.splitlines()[-1].strip()
+    assert "batch_size (32) must be divisible by nodes (3)" in sentence
+    conf = {"recipe": "demo", "overrides": {"finetune.nodes": 3}}
+    with stack.airflow() as airflow:
+        taken = airflow.post("/dags/release/dagRuns", json={"dag_run_id": "misfit", "logical_date": None, "conf": conf})
+        assert taken.status_code == 200, taken.text
+        run = "/dags/release/dagRuns/misfit"
+        wait_until(lambda: airflow.get(run).json()["state"] in ("success", "failed"), "the run's end", 240)
+        states = {name: task(airflow, "misfit", name)["state"] for name in ("plan", "validate", "finetune")}
+        assert states == {"plan": "failed", "validate": "upstream_failed", "finetune": "upstream_failed"}
+        log = airflow.get(f"{run}/taskInstances/plan/logs/1", params={"full_content": True}).json()["content"]
+    assert sentence in [line["event"].strip() for line in log]
+
+
 def test_a_recipe_with_a_schedule_gets_a_dag_of_its_own(stack: RunningStack) -> None:
     """`up` is all it takes, and without the recipe the DAG's file is gone."""
     own = stack.home_path / "recipes" / "weekly.yaml"

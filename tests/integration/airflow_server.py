@@ -25,6 +25,9 @@ from pipeline.settings import ROOT
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
+LOCKED_TIMEOUT_S = 60.0
+"""Airflow's processes lock each other out of SQLite; what a request gets then is HTTP 500 with these words:"""
+LOCKED = "Database error"
 PASSWORD = "only-for-tests"
 PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
@@ -85,13 +88,18 @@ class AirflowServer:
         process.wait()
 
     def api(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """A request to /api/v2."""
+        """A request to /api/v2; made again where SQLite was locked."""
         if self._client is None:
             answer = httpx.post(f"{self.uri}/auth/token", json={"username": "admin", "password": PASSWORD})
             answer.raise_for_status()
             headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
             self._client = httpx.Client(base_url=f"{self.uri}/api/v2", headers=headers, timeout=60)
-        return self._client.request(method, path, **options)
+        until = time.monotonic() + LOCKED_TIMEOUT_S
+        while True:
+            answer = self._client.request(method, path, **options)
+            if answer.status_code != 500 or LOCKED not in answer.text or time.monotonic() > until:
+                return answer
+            time.sleep(0.2)
 
     def get(self, path: str, **query: Any) -> Any:
         return self.api("GET", path, params=query).raise_for_status().json()
@@ -117,16 +125,27 @@ class AirflowServer:
         return {task["task_id"]: task["state"] for task in tasks}
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout_s: float = 300) -> str:
+        state = ""
+
         def ended() -> bool:
-            return self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"] in ENDED
+            nonlocal state
+            state = str(self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+            return state in ENDED
 
         self.wait(f"run {run_id} of {dag_id} ends", ended, timeout_s)
-        return str(self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+        return state
 
-    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+        """An error of Airflow, or no answer, means "not yet"."""
         until = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < until, f"waited {timeout_s:.0f} s in vain: {what}; logs in {self.folder}"
+        answer = ""
+        while True:
+            try:
+                if condition():
+                    return
+            except httpx.HTTPError as error:
+                answer = f"; the last error was {error!r}"
+            assert time.monotonic() < until, f"waited {timeout_s:.0f} s in vain: {what}{answer}; logs in {self.folder}"
             time.sleep(0.2)
 
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1) -> str:

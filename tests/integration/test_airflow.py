@@ -4,7 +4,6 @@ The steps are stubs (stub_step.py), as real processes under the real backend: he
 """
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from pipeline import settings
 from pipeline.settings import ROOT
+from slipway_airflow.triggers.champion import FIRST_REPEAT_S, STATE
 from tests.integration.airflow_server import AirflowServer
 from tests.integration.mlflow_server import MlflowServer
 
@@ -38,6 +38,18 @@ def home_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One for this module alone: the champions that other modules leave in theirs would be rolled out here too."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
 def airflow(home_path: Path, mlflow_server: MlflowServer) -> Iterator[AirflowServer]:
     variables = {
         "SLIPWAY_HOME": str(home_path),
@@ -54,7 +66,6 @@ class Fleet:
     def __init__(self, name: str, home_path: Path, mlflow: MlflowServer) -> None:
         self.name = name
         self.folder = home_path / "stub"
-        self.hold_path = home_path / f"hold-{name}"
         self.mlflow = mlflow
         self._ask("registered-models/create", name=name)
         run = self._ask("runs/create", experiment_id="0")["run"]["info"]
@@ -72,12 +83,19 @@ class Fleet:
         (self.folder / f"{self.name}-{phase}.json").write_text(json.dumps(what))
 
     def hold(self, phase: str) -> None:
-        self.hold_path.touch()
-        self.tell(phase, hold=str(self.hold_path))
+        path = self._hold_path(phase)
+        path.touch()
+        self.tell(phase, hold=str(path))
+
+    def let_go(self, phase: str) -> None:
+        self._hold_path(phase).unlink()
 
     def runs_of(self, phase: str) -> int:
         path = self.folder / "runs"
         return path.read_text().split("\n").count(f"{self.name} {phase}") if path.exists() else 0
+
+    def _hold_path(self, phase: str) -> Path:
+        return self.folder / f"{self.name}-{phase}.hold"
 
     def _ask(self, path: str, **body: object) -> Any:
         answer = httpx.post(f"{self.mlflow.uri}/api/2.0/mlflow/{path}", json=body, timeout=60)
@@ -106,27 +124,48 @@ def event_text(airflow: AirflowServer, run_id: str) -> str:
     return json.dumps(airflow.get(f"/dags/rollout/dagRuns/{run_id}/upstreamAssetEvents"))
 
 
-def test_moving_the_champion_rolls_it_out_within_seconds_and_once(airflow: AirflowServer, fleet: Fleet) -> None:
-    """Whoever sets the alias: a run starts, promotes and retires; a restarted triggerer does not repeat it."""
-    moved = time.monotonic()
+def fired(airflow: AirflowServer, fleet: Fleet) -> tuple[str, float]:
+    """What the watcher remembers of the model: the version, and how long until it is fired again."""
+    [asset] = airflow.get("/assets", name_pattern="champions")["assets"]
+    last = airflow.get(f"/assets/{asset['id']}/state-store/{STATE}")["value"][fleet.name]
+    return last["version"], last["repeat_s"]
+
+
+def follow_to_its_end(airflow: AirflowServer, fleet: Fleet, run_id: str, version: str) -> None:
+    """`serving` follows while the run, whose `retire` is held, goes on: afterwards the watcher would fire again."""
+    airflow.wait("it retires", lambda: airflow.task_states("rollout", run_id).get("retire") in ("running", "deferred"))
+    fleet.set_serving(version)
+    fleet.let_go("retire")
+    assert airflow.wait_for_run("rollout", run_id) == "success"
+
+
+def test_moving_the_champion_rolls_it_out_once(airflow: AirflowServer, fleet: Fleet) -> None:
+    """Whoever sets the alias: it is fired at the first look, a run starts, promotes and retires; a triggerer that is
+    killed and started while the rollout runs does not repeat it.
+    """
+    fleet.hold("plan")
+    fleet.hold("retire")
     fleet.set_champion("1")
     airflow.wait("a rollout starts", lambda: len(watched_runs(airflow, fleet)) == 1)
-    assert time.monotonic() - moved < 30
     [run_id] = watched_runs(airflow, fleet)
-    assert airflow.wait_for_run("rollout", run_id) == "success"
+    airflow.wait("it is in the triggerer", lambda: airflow.task_states("rollout", run_id).get("plan") == "deferred")
+    airflow.kill("triggerer")
+    airflow.start("triggerer")
+    fleet.let_go("plan")
+    follow_to_its_end(airflow, fleet, run_id, "1")
     states = airflow.task_states("rollout", run_id)
     assert states.pop("roll_back") == "skipped"
     assert set(states.values()) == {"success"}
-    fleet.set_serving("1")
+    assert fired(airflow, fleet) == ("1", FIRST_REPEAT_S)
+    assert watched_runs(airflow, fleet) == [run_id]
 
-    airflow.kill("triggerer")
-    airflow.start("triggerer")
+    fleet.hold("retire")
     fleet.set_champion("2")
-    airflow.wait("the next champion's rollout starts", lambda: len(watched_runs(airflow, fleet)) >= 2, 120)
+    airflow.wait("the next champion's rollout starts", lambda: len(watched_runs(airflow, fleet)) == 2)
     second = watched_runs(airflow, fleet)[-1]
-    assert airflow.wait_for_run("rollout", second) == "success"
-    fleet.set_serving("2")
-    assert len(watched_runs(airflow, fleet)) == 2
+    follow_to_its_end(airflow, fleet, second, "2")
+    assert fired(airflow, fleet) == ("2", FIRST_REPEAT_S)
+    assert watched_runs(airflow, fleet) == [run_id, second]
 
 
 def test_an_unhealthy_canary_is_rolled_back_and_the_run_fails(airflow: AirflowServer, fleet: Fleet) -> None:
@@ -182,7 +221,7 @@ def test_a_job_survives_the_death_of_scheduler_and_triggerer(airflow: AirflowSer
         airflow.kill(part)
     for part in ("triggerer", "scheduler"):
         airflow.start(part)
-    fleet.hold_path.unlink()
+    fleet.let_go("plan")
     assert airflow.wait_for_run("rollout", run_id) == "success"
     assert fleet.runs_of("plan") == 1
     log = airflow.log("rollout", run_id, "plan")
@@ -212,10 +251,11 @@ def test_a_transient_fault_is_retried_and_clearing_resumes_after_a_refusal(
     """75 is tried again by itself; 65 is not, and after the cause is gone clearing the task goes on from there."""
     fleet.tell("plan", exit_code=75)
     run_id = by_hand(airflow, fleet)
-    airflow.wait("a retry is planned", lambda: airflow.task_states("rollout", run_id)["plan"] == "up_for_retry")
+    # A stub notes its run when it has read what it was told.
+    airflow.wait("the first try runs", lambda: fleet.runs_of("plan") == 1)
     fleet.tell("plan", exit_code=65)
     assert airflow.wait_for_run("rollout", run_id) == "failed"
-    assert fleet.runs_of("plan") == 2
+    assert fleet.runs_of("plan") == airflow.task("rollout", run_id, "plan")["try_number"] == 2
     fleet.tell("plan")
     body = {"dry_run": False, "task_ids": ["plan"], "dag_run_id": run_id, "include_downstream": True}
     airflow.api("POST", "/dags/rollout/clearTaskInstances", json=body).raise_for_status()

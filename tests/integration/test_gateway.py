@@ -122,10 +122,12 @@ def test_only_the_probes_key_may_force_a_version(rig: Rig) -> None:
 
 def test_a_stream_arrives_in_pieces_and_outlives_the_move_of_all_traffic(rig: Rig) -> None:
     """Server-sent events are not buffered, and a weight change ends no stream."""
-    rig.behave("1", chunks=20, chunk_s=0.1)
+    chunks, chunk_s = 20, 0.5
+    rig.behave("1", chunks=chunks, chunk_s=chunk_s)
     body = {"model": MODEL, "stream": True}
     headers = {"authorization": f"Bearer {rig.key}"}
     seen: list[float] = []
+    began = time.monotonic()
     with httpx.stream(
         "POST", f"{rig.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=30, trust_env=False
     ) as answer:
@@ -136,8 +138,8 @@ def test_a_stream_arrives_in_pieces_and_outlives_the_move_of_all_traffic(rig: Ri
                 seen.append(time.monotonic())
                 last = line
     assert last == "data: [DONE]"
-    assert len(seen) == 21
-    assert seen[2] - seen[0] < 1.5
+    assert len(seen) == chunks + 1
+    assert seen[2] - began < chunks * chunk_s, "the replica had said everything before its first words were here"
     assert rig.ask().headers["x-slipway-version"] == "2"
 
 
@@ -145,7 +147,7 @@ def test_the_access_log_says_who_and_what_but_never_the_prompt(rig: Rig) -> None
     """One JSON object a request."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "a secret prompt"}]}
     request_id = call(rig, "POST", "/v1/chat/completions", json=body).headers["x-request-id"]
-    assert rig.gateway.wait(lambda: request_id in rig.gateway.access_log_path.read_text(), 10)
+    assert rig.gateway.wait(lambda: request_id in rig.gateway.access_log_path.read_text(), 60)
     text = rig.gateway.access_log_path.read_text()
     line = next(json.loads(line) for line in text.splitlines() if request_id in line)
     assert (line["code"], line["client"], line["model"]) == (200, "client", MODEL)
@@ -161,7 +163,7 @@ def test_a_large_access_log_is_started_anew(rig: Rig, monkeypatch: pytest.Monkey
     rig.gateway.rotate_access_log()
     request_id = rig.ask().headers["x-request-id"]
     path = rig.gateway.access_log_path
-    assert rig.gateway.wait(lambda: path.exists() and request_id in path.read_text(), 10)
+    assert rig.gateway.wait(lambda: path.exists() and request_id in path.read_text(), 60)
     assert path.with_suffix(".1.jsonl").exists()
 
 

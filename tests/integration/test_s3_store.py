@@ -4,8 +4,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +22,15 @@ from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.inputs import pin_base_model, pin_file
 from pipeline.settings import ROOT
 from tests.artifact_samples import KEY, manifest_of, write_files
+from tests.integration.publish_once import held_after
 from tests.integration.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, credentials, running_radosgw
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("radosgw")]
 
 PARTS = 6
 BIG_BYTES = PARTS * PART_BYTES - 12_345
+FIRST_PARTS = 2
+"""Of a big file, sent before something happens."""
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,10 @@ def use_credentials(monkeypatch: pytest.MonkeyPatch, server: Radosgw, secret: st
 
 
 @contextmanager
-def publisher(server: Radosgw, uri: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def publisher(server: Radosgw, uri: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A process that is about to publish `folder`; killed at the end of the block."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.publish_once", uri, str(folder)],
+        [sys.executable, "-m", "tests.integration.publish_once", uri, str(folder), *options],
         cwd=ROOT,
         env=credentials(SLIPWAY_S3_ENDPOINT=server.endpoint),
         stdin=subprocess.PIPE,
@@ -78,25 +80,16 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.005)
-
-
 def unfinished_uploads(server: Radosgw, store: S3Store) -> list[dict[str, str]]:
     found: list[dict[str, str]] = server.client().list_multipart_uploads(Bucket=store.bucket).get("Uploads", [])
     return found
 
 
-def sent_parts(server: Radosgw, store: S3Store) -> int:
-    """How many parts of the bucket's only unfinished upload have arrived."""
-    uploads = unfinished_uploads(server, store)
-    if not uploads:
-        return 0
-    parts = server.client().list_parts(Bucket=store.bucket, Key=uploads[0]["Key"], UploadId=uploads[0]["UploadId"])
-    return len(parts.get("Parts", []))
+def arrived_parts(server: Radosgw, store: S3Store) -> set[int]:
+    """The numbers of the parts that the server has of the bucket's only unfinished upload."""
+    [upload] = unfinished_uploads(server, store)
+    parts = server.client().list_parts(Bucket=store.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return {part["PartNumber"] for part in parts.get("Parts", [])}
 
 
 def test_a_published_artifact_is_fetched_with_every_byte(store: S3Store, tmp_path: Path) -> None:
@@ -149,12 +142,13 @@ def test_a_killed_upload_continues_with_the_parts_that_arrived(
     """kill -9 in the middle: the next attempt sends only the missing parts, and no upload is left open."""
     folder = write_files(tmp_path / "in", {"model.safetensors": BIG_BYTES})
     uri = store.uri_of(f"validate/{KEY}")
-    with publisher(server, uri, folder) as process:
+    with publisher(server, uri, folder, str(FIRST_PARTS)) as process:
         go(process)
-        wait_until(lambda: sent_parts(server, store) or process.poll() is not None)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
     assert artifacts.find_manifest(uri) is None
-    arrived = sent_parts(server, store)
-    assert 0 < arrived < PARTS
+    arrived = arrived_parts(server, store)
+    assert len(arrived) == FIRST_PARTS
     sent: list[int] = []
     upload_part = store.client.upload_part
 
@@ -166,7 +160,7 @@ def test_a_killed_upload_continues_with_the_parts_that_arrived(
 
     published = artifacts.publish(uri, folder, manifest_of(folder))
 
-    assert len(sent) == PARTS - arrived
+    assert sorted(sent) == sorted(set(range(1, PARTS + 1)) - arrived)
     assert unfinished_uploads(server, store) == []
     assert file_entries(artifacts.fetch(published.ref(uri), tmp_path / "cache")) == published.files
 
@@ -178,26 +172,33 @@ def test_two_uploaders_of_one_big_file_both_succeed(server: Radosgw, store: S3St
     with publisher(server, uri, folder) as one, publisher(server, uri, folder) as other:
         go(one)
         go(other)
-        said = {process.communicate(timeout=120)[0] for process in (one, other)}
+        said = {process.communicate(timeout=300)[0] for process in (one, other)}
 
     assert said == {f"{manifest_of(folder).digest}\n"}
     assert unfinished_uploads(server, store) == []
 
 
-def test_an_upload_survives_a_server_that_is_away_for_seconds(server: Radosgw, store: S3Store, tmp_path: Path) -> None:
+def test_an_upload_survives_a_server_that_is_away_for_seconds(
+    server: Radosgw, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gateway is killed in the middle of an upload and comes back three seconds later."""
     folder = write_files(tmp_path / "in", {"model.safetensors": BIG_BYTES})
     uri = store.uri_of(f"validate/{KEY}")
     manifest = manifest_of(folder)
+    arrived, killed = threading.Event(), threading.Event()
+    held = held_after(store.client.upload_part, FIRST_PARTS, arrived=arrived.set, hold=killed.wait)
+    monkeypatch.setattr(store.client, "upload_part", held)
     with ThreadPoolExecutor(1) as pool:
         publishing = pool.submit(artifacts.publish, uri, folder, manifest)
-        wait_until(lambda: sent_parts(server, store) or publishing.done())
-        assert not publishing.done()
-        server.stop_gateway()
+        try:
+            assert arrived.wait(timeout=120)
+            server.stop_gateway()
+        finally:
+            killed.set()
         timer = threading.Timer(3, server.start_gateway)
         timer.start()
         try:
-            published = publishing.result(timeout=200)
+            published = publishing.result(timeout=300)
         finally:
             timer.join()
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from pipeline.stack.supervisor import Program, Supervisor
 pytestmark = pytest.mark.integration
 
 SLEEPER = "import os, time; print('up', os.environ.get('GREETING'), flush=True); time.sleep(600)"
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+NAP = "import time; time.sleep(600)"
+PARENT = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {NAP!r}]); "
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def sleeper(name: str = "sleeper", **changes: object) -> Program:
     )
 
 
-def wait_for(look: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def wait_for(look: Callable[[], Any], what: str, timeout_s: float = 120.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = look()
@@ -135,7 +137,8 @@ def test_a_program_that_cannot_start_says_so(supervisor: Supervisor) -> None:
     """After its retries it is FATAL."""
     supervisor.put(sleeper(command=("/no/such/program",), start_retries=0))
     wait_for(lambda: (s := supervisor.state("sleeper")) and s.state == "FATAL", "FATAL")
-    assert "no/such/program" in supervisor.layout.log_path("sleeper").read_text()
+    log_path = supervisor.layout.log_path("sleeper")
+    wait_for(lambda: "no/such/program" in log_path.read_text(), "the program's name in the log")
 
 
 def test_a_signal_reaches_the_program(supervisor: Supervisor) -> None:
@@ -150,14 +153,21 @@ def test_a_signal_reaches_the_program(supervisor: Supervisor) -> None:
 
 def test_stop_ends_detached_jobs_too(supervisor: Supervisor) -> None:
     """A process in a session of its own, found by the marker that it inherited."""
-    nap = "[sys.executable, '-c', 'import time; time.sleep(600)']"
-    detach = f"import subprocess, sys; subprocess.Popen({nap}, start_new_session=True)"
+    detach = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {NAP!r}], start_new_session=True)"
     supervisor.put(sleeper(command=(sys.executable, "-c", detach), start_s=0, autorestart=False))
-    wait_for(lambda: len(processes.owned(supervisor.layout)) >= 2, "the detached process")
-    detached = [p for p in processes.owned(supervisor.layout) if "sleep(600)" in p.cmdline()[-1]]
+    [detached] = wait_for(lambda: napping(supervisor.layout), "the detached process")
     supervisor.stop()
     supervisor.stop()
-    assert not any(process.is_running() for process in detached)
+    assert not detached.is_running()
+
+
+def napping(layout: Layout) -> list[psutil.Process]:
+    found = []
+    for process in processes.owned(layout):
+        with suppress(psutil.NoSuchProcess):
+            if process.cmdline()[-1:] == [NAP]:
+                found.append(process)
+    return found
 
 
 def test_a_long_home_gets_a_short_socket(tmp_path: Path) -> None:
