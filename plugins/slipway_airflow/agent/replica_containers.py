@@ -61,7 +61,9 @@ class ReplicaContainers:
         with engine_errors(f"look at the network {self.network}"):
             config = self.engine.networks.get(self.network).attrs["IPAM"]["Config"][0]
             used = {self._address(container) for container in self._containers()}
-        reserved = ipaddress.ip_network(config.get("IPRange") or f"{config['Gateway']}/32")
+        if "IPRange" not in config:
+            raise SpecError(f"the network {self.network} has no ip_range, so Docker may give away a replica's address")
+        reserved = ipaddress.ip_network(config["IPRange"])
         found = [
             (str(address), REPLICA_PORT)
             for address in ipaddress.ip_network(config["Subnet"]).hosts()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,14 +86,14 @@ def test_a_training_goes_on_from_its_last_checkpoint_when_a_container_is_killed(
     chain = Chain(home, DockerBackend(home))
     request = chain.request("finetune", spec, nodes=2)
     chain.backend.submit(request)
-    wait_for("checkpoints", lambda: has_checkpoint(chain, spec))
+    wait_for("steps beyond a checkpoint", lambda: last_step(chain, request.job_id) > last_checkpoint(chain, spec) > 0)
     second = containers.node_name(home, request.job_id, 1)
     subprocess.run(["docker", "kill", "-s", "KILL", second], check=True, capture_output=True)
     began = time.monotonic()
     wait_for("the loss is noticed", lambda: chain.backend.status(request.job_id).state != "running")
     noticed_s = time.monotonic() - began
     assert chain.backend.status(request.job_id).state == "lost"
-    reached = int(re.findall(r"progress (\d+)/", whole_log(chain.backend, request.job_id))[-1])
+    reached = last_step(chain, request.job_id)
     assert not chain.backend.submit(request).attached
     chain.wait(request)
     log = whole_log(chain.backend, request.job_id)
@@ -101,10 +102,10 @@ def test_a_training_goes_on_from_its_last_checkpoint_when_a_container_is_killed(
     assert len(resumed) == 1, log
     lost_steps = reached - int(resumed[0])
     print(
-        f"killed at step {reached}, noticed after {noticed_s:.1f} s, resumed at step {resumed[0]}: {lost_steps} lost;"
-        f" done after {time.monotonic() - began:.1f} s"
+        f"killed at step {reached} or up to nine later, noticed after {noticed_s:.1f} s, resumed at step {resumed[0]}:"
+        f" {lost_steps} or up to nine more lost; done after {time.monotonic() - began:.1f} s"
     )
-    assert lost_steps <= spec.settings.checkpoint_every_steps
+    assert 0 < lost_steps <= spec.settings.checkpoint_every_steps
     assert chain.manifest(request).digest == calm_digest
 
 
@@ -113,8 +114,14 @@ def elsewhere(configured: Settings, tmp_path: Path) -> Settings:
     return configured.model_copy(update={"store_uri": (configured.home_path / tmp_path.name).as_uri()})
 
 
-def has_checkpoint(chain: Chain, spec: FinetuneSpec) -> bool:
-    request: JobRequest = chain.request("finetune", spec)
-    key = request.arguments[-1].rsplit("/", 1)[1]
-    scratch = chain.settings.work_path / "finetune" / key
-    return len(list(scratch.glob("node-*/checkpoints/step-*"))) >= 2
+def last_step(chain: Chain, job_id: str) -> int:
+    """That the training has told of: it tells of every tenth, and of every checkpoint."""
+    return max(map(int, re.findall(r"progress (\d+)/", whole_log(chain.backend, job_id))), default=0)
+
+
+def last_checkpoint(chain: Chain, spec: FinetuneSpec) -> int:
+    """The newest that both nodes have; 0 if there is none."""
+    request: JobRequest = chain.request("finetune", spec, nodes=2)
+    scratch = chain.settings.work_path / "finetune" / request.arguments[-1].rsplit("/", 1)[1]
+    found = Counter(int(path.name.removeprefix("step-")) for path in scratch.glob("node-*/checkpoints/step-*"))
+    return max((step for step, count in found.items() if count == request.nodes), default=0)

@@ -3,6 +3,7 @@
 A few lines of Python stand for vLLM, whose image and model would take minutes.
 """
 
+import random
 import subprocess
 import time
 import uuid
@@ -49,7 +50,9 @@ def docker(*arguments: str) -> str:
 def project() -> Iterator[str]:
     """Also the name of the fleet's network; nothing is left of either."""
     name = f"slipway-test-{uuid.uuid4().hex[:8]}"
-    docker("network", "create", "--internal", name)
+    # Fixed addresses need a subnet of one's own.
+    subnet = f"10.214.{random.randrange(256)}.0"
+    docker("network", "create", "--internal", "--subnet", f"{subnet}/24", "--ip-range", f"{subnet}/26", name)
     yield name
     label = f"label=com.docker.compose.project={name}"
     for container in docker("ps", "--all", "--quiet", "--filter", label).split():
