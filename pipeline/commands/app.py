@@ -93,15 +93,20 @@ def init(
     rotate: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make this secret anew, and say which services to start again.")
     ] = None,
+    docker_socket: Annotated[
+        Path, typer.Option(metavar="PATH", help="The Docker engine's socket, for a new `.env`.")
+    ] = Path("/var/run/docker.sock"),
 ) -> None:
     """Prepare docker compose: make `.env` and the files of `secrets/` that are missing.
 
     Example: `slipway init --rotate gateway_api_key`
     """
+    from pipeline.commands.output import local_only
     from pipeline.settings import ROOT
     from pipeline.stack import compose_init
 
-    for line in compose_init.rotate(ROOT, rotate) if rotate else compose_init.initialise(ROOT):
+    local_only("init", instead="./slipway init")
+    for line in compose_init.rotate(ROOT, rotate) if rotate else compose_init.initialise(ROOT, docker_socket):
         print(line)
 
 

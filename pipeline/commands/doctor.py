@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.commands.output import console, here
+from pipeline.commands.output import console, here, local_only
 from pipeline.contracts.base import Contract
 from pipeline.errors import SlipwayError, SpecError
 from pipeline.settings import ROOT, Settings
@@ -40,6 +40,7 @@ def examine() -> int:
     Returns:
         0 if all is well, 1 if not.
     """
+    local_only("doctor", instead="docker compose ps")
     layout, configured = here()
     findings = [*machine(layout, configured), *environments(configured), *engine(layout, configured), *stack(layout)]
     for finding in findings:

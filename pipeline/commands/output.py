@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline import settings
+from pipeline.errors import SpecError
 from pipeline.settings import Settings
 from pipeline.stack.layout import Layout
 
@@ -19,6 +20,16 @@ def here() -> tuple[Layout, Settings]:
     """The home folder and the settings of this call."""
     configured = settings.load()
     return Layout(Path(configured.home_path)), configured
+
+
+def local_only(command: str, *, instead: str) -> None:
+    """For commands of the local stack.
+
+    Raises:
+        SpecError: this is the command line of docker compose.
+    """
+    if settings.load().secrets_path:
+        raise SpecError(f"`slipway {command}` is for the stack of one machine; here, say `{instead}` outside")
 
 
 def in_seconds(seconds: float) -> str:

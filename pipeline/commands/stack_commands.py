@@ -2,12 +2,13 @@
 
 import time
 
-from pipeline.commands.output import console, here, in_seconds
+from pipeline.commands.output import console, here, in_seconds, local_only
 from pipeline.stack.bring_up import Stack
 
 
 def up(ports: dict[str, int], backend: str | None = None) -> None:
     """Starts the stack, a line for each part as it gets there."""
+    local_only("up", instead="docker compose up --wait")
     layout, configured = here()
     started = time.monotonic()
     console.print(f"Starting the stack in {layout.home_path}")
@@ -26,6 +27,7 @@ def up(ports: dict[str, int], backend: str | None = None) -> None:
 
 def down() -> None:
     """Stops every process of the home."""
+    local_only("down", instead="docker compose --profile '*' down")
     layout, configured = here()
     count = Stack(layout, configured).down()
     console.print(f"Stopped {count} processes of {layout.home_path}." if count else "Nothing was running.")

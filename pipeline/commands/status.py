@@ -48,21 +48,38 @@ def collect(layout: Layout) -> dict[str, Any]:
         "mlflow": ports.public_url("mlflow"),
         "home": str(layout.home_path),
         "models": models,
-        "processes": [
-            {"name": state.name, "state": state.state, "pid": state.pid, "log": str(state.log_path)}
-            for state in Supervisor(layout.home_path).states()
-        ],
+        "processes": _processes(layout),
     }
 
 
-def show_tables(found: dict[str, Any]) -> None:
-    processes = Table(title="Processes", title_justify="left", box=None, pad_edge=False)
+def _processes(layout: Layout) -> list[dict[str, Any]] | None:
+    """Those that supervisord keeps; None in docker compose, which keeps services instead."""
+    if settings.load().secrets_path:
+        return None
+    return [
+        {"name": state.name, "state": state.state, "pid": state.pid, "log": str(state.log_path)}
+        for state in Supervisor(layout.home_path).states()
+    ]
+
+
+def _show_processes(processes: list[dict[str, Any]] | None) -> None:
+    if processes is None:
+        console.print("`docker compose ps` shows the services.")
+        return
+    if not processes:
+        console.print("The stack is down: `./slipway up` starts it.")
+        return
+    table = Table(title="Processes", title_justify="left", box=None, pad_edge=False)
     for heading in ("name", "state", "pid"):
-        processes.add_column(heading, justify="right" if heading == "pid" else "left")
-    for process in found["processes"]:
+        table.add_column(heading, justify="right" if heading == "pid" else "left")
+    for process in processes:
         colour = COLOURS.get(process["state"], "dim")
-        processes.add_row(process["name"], f"[{colour}]{process['state']}[/{colour}]", str(process["pid"] or ""))
-    console.print(processes if found["processes"] else "The stack is down: `./slipway up` starts it.")
+        table.add_row(process["name"], f"[{colour}]{process['state']}[/{colour}]", str(process["pid"] or ""))
+    console.print(table)
+
+
+def show_tables(found: dict[str, Any]) -> None:
+    _show_processes(found["processes"])
     console.print()
     for name, model in found["models"].items():
         console.print(_model_line(name, model, champions_known=found["champions_known"]), soft_wrap=True)

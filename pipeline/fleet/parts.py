@@ -87,10 +87,15 @@ class Fleet:
         return all(health.get(replica.address, False) for replica in deployment.replicas)
 
     def settled(self, deployment: Deployment, timeout_s: float) -> bool:
-        """Whether it is alive and becomes healthy in time: after a restart of the machine, say."""
-        return self.gateway.wait(
-            lambda: self.all_healthy(deployment) or not self.replicas.alive(deployment.replicas), timeout_s
-        ) and self.all_healthy(deployment)
+        """Whether it is alive and becomes healthy in time: after a restart of the machine, say. The gateway notices
+        only after some seconds that a replica is gone."""
+        return (
+            self.gateway.wait(
+                lambda: self.all_healthy(deployment) or not self.replicas.alive(deployment.replicas), timeout_s
+            )
+            and self.all_healthy(deployment)
+            and self.replicas.alive(deployment.replicas)
+        )
 
     def discard(self, name: str, generation: int, unwanted: list[Deployment]) -> None:
         """Takes deployments that no traffic goes to out of the gateway, lets them finish, and removes them."""

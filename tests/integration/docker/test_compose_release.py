@@ -77,3 +77,4 @@ def test_status_tells_the_same_from_the_command_line(compose_stack: ComposeStack
     assert told["serving"]["version"] == told["champion"]["version"] == "1"
     assert told["gateway"] == compose_stack.url("gateway")
     assert [replica["healthy"] for replica in told["replicas"]] == [True, True]
+    assert "The stack is down" not in compose_stack.compose("run", "--rm", "-T", "--no-deps", "cli", "status")

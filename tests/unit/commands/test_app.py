@@ -69,3 +69,19 @@ def test_what_is_no_port_is_refused(wrong: str) -> None:
     """With what was expected."""
     with pytest.raises(SpecError, match="PART=NUMBER"):
         parse_ports([wrong])
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [("up", "docker compose up --wait"), ("down", "down"), ("doctor", "docker compose ps"), ("init", "./slipway init")],
+)
+def test_in_docker_compose_the_local_stacks_commands_say_what_to_do_instead(
+    tmp_path: Path, command: str, instead: str
+) -> None:
+    """There is nothing of it there."""
+    environment = {**os.environ, "SLIPWAY_HOME": str(tmp_path), "SLIPWAY_SECRETS": str(tmp_path)}
+    done = subprocess.run(
+        [str(ROOT / "slipway"), command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 64
+    assert instead in done.stderr
