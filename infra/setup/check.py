@@ -100,7 +100,11 @@ def run(suite: Suite) -> tuple[int, list[str]]:
     report.unlink(missing_ok=True)
     python = VENVS / suite.environment / "bin" / "python"
     ignored = [f"--ignore={path}" for path in suite.left_to_others]
-    spread = ["-n", str(suite.side_by_side), "--dist", "loadfile"] if suite.side_by_side > 1 else []
+    spread = (
+        ["-n", str(suite.side_by_side), "--dist", "loadfile", "--no-loadscope-reorder"]
+        if suite.side_by_side > 1
+        else []
+    )
     chosen = ["-m", suite.marker] if suite.marker else []
     command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *spread, *chosen, *ignored, *suite.paths]
     code = _run(name, command)
