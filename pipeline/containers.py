@@ -166,7 +166,7 @@ def gone_is_fine(*more: int) -> Iterator[None]:
 
 
 def compose_labels(project: str, service: str) -> dict[str, str]:
-    """By these docker compose counts a container among its project's own: `down` with all profiles removes it."""
+    """By these docker compose counts a container among its project's own: it is no orphan."""
     return {
         "com.docker.compose.project": project,
         "com.docker.compose.service": service,

@@ -27,7 +27,7 @@ def up(ports: dict[str, int], backend: str | None = None) -> None:
 
 def down() -> None:
     """Stops every process of the home."""
-    local_only("down", instead="docker compose --profile '*' down")
+    local_only("down", instead="docker compose down")
     layout, configured = here()
     count = Stack(layout, configured).down()
     console.print(f"Stopped {count} processes of {layout.home_path}." if count else "Nothing was running.")

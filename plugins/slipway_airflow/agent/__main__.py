@@ -1,6 +1,7 @@
 """`python -m slipway_airflow.agent serve|check`: the agent on the socket SLIPWAY_AGENT, and whether it is well."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def main() -> int:
 
 
 def serve(configured: Settings) -> None:
-    """Runs until SIGTERM. Jobs and replicas go on without it."""
+    """Runs until SIGTERM. Jobs and replicas go on without it, unless the whole stack is being removed."""
     import uvicorn
 
+    from slipway_airflow.agent.farewell import end_with_the_stack
     from slipway_airflow.agent.replica_containers import ReplicaContainers
     from slipway_airflow.agent.server import agent_app
     from slipway_airflow.backends.docker import DockerBackend
@@ -37,7 +39,11 @@ def serve(configured: Settings) -> None:
         print(failure, file=sys.stderr)
     app = agent_app(configured, DockerBackend(configured), replicas)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # uvicorn raises the signal once more when it has finished.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(app, uds=str(path), log_level="warning", lifespan="off")
+    if ended := end_with_the_stack(configured):
+        print(f"the stack is being removed: ended {ended} replicas and steps", file=sys.stderr)
 
 
 def check(configured: Settings) -> None:

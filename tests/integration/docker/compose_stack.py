@@ -111,10 +111,10 @@ class ComposeStack:
         return time.monotonic() - began
 
     def down(self) -> None:
-        self.compose("--profile", "*", "down", "--volumes", "--timeout", "30")
+        self.compose("down", "--volumes")
 
     def left_over(self) -> list[str]:
-        """Containers, volumes and networks of the project."""
+        """Containers, volumes and networks of the project, of whoever made them."""
         label = f"label=com.docker.compose.project={self.project}"
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [line for kind in kinds for line in self.run("docker", *kind, "-q", "--filter", label).splitlines()]

@@ -78,3 +78,19 @@ def test_status_tells_the_same_from_the_command_line(compose_stack: ComposeStack
     assert told["gateway"] == compose_stack.url("gateway")
     assert [replica["healthy"] for replica in told["replicas"]] == [True, True]
     assert "The stack is down" not in compose_stack.compose("run", "--rm", "-T", "--no-deps", "cli", "status")
+
+
+@pytest.mark.usefixtures("released")
+def test_what_is_served_outlives_new_containers_of_the_services_that_start_it(compose_stack: ComposeStack) -> None:
+    """As in an upgrade, or when a secret is replaced: only the removal of the stack ends replicas."""
+    before = replica_ids(compose_stack)
+    compose_stack.compose("up", "--detach", "--force-recreate", "--remove-orphans", "jobs", "airflow-scheduler")
+    compose_stack.compose("restart", "jobs")
+    compose_stack.up()
+    assert replica_ids(compose_stack) == before
+    assert len(before) == 2
+
+
+def replica_ids(stack: ComposeStack) -> set[str]:
+    label = f"label=com.docker.compose.project={stack.project}"
+    return set(stack.run("docker", "ps", "--quiet", "--filter", label, "--filter", "label=slipway.replica").split())

@@ -288,7 +288,7 @@ def test_labels_say_whose_it_is(tmp_path: Path) -> None:
 
 
 def test_docker_compose_counts_its_steps_among_its_own(tmp_path: Path) -> None:
-    """So that `docker compose --profile '*' down` removes them."""
+    """So that `docker compose up --remove-orphans` does not remove them."""
     assert plan(tmp_path / "home", IN_COMPOSE).labels(0)["com.docker.compose.project"] == "team"
 
 

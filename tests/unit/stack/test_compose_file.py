@@ -13,6 +13,7 @@ from pipeline.settings import ROOT
 from pipeline.stack import compose_services
 from pipeline.stack.compose_init import SECRETS
 from pipeline.stack.layout import Layout
+from slipway_airflow.agent.farewell import DEPENDENT
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 PROJECT: dict[str, Any] = yaml.safe_load(TEXT)
@@ -141,3 +142,8 @@ def test_the_registry_free_images_are_for_the_same_services() -> None:
     assert {key for service in overlay.values() for key in service} == {"build", "profiles"}
     official = {name for name, service in SERVICES.items() if "SLIPWAY_CONTROL_IMAGE" not in service["image"]}
     assert set(overlay) == official
+
+
+def test_the_agent_is_told_to_end_after_a_dependent_is_removed() -> None:
+    """By its absence the agent knows that the stack is taken down."""
+    assert "jobs" in SERVICES[DEPENDENT]["depends_on"]
