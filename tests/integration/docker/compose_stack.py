@@ -28,6 +28,7 @@ from pipeline.stack import compose_init
 
 FILES = (ROOT / "docker-compose.yml", ROOT / "infra" / "compose" / "registry-free.yml")
 UP_TIMEOUT_S = 900
+MADE_BY_JOBS = ("replica", "step")
 PORTS = ("airflow", "mlflow", "gateway", "prometheus", "grafana")
 ONCE = ("volumes", "setup", "airflow-init")
 """Services that do their work and end."""
@@ -120,10 +121,11 @@ class ComposeStack:
         return [line for kind in kinds for line in self.run("docker", *kind, "-q", "--filter", label).splitlines()]
 
     def inspect(self) -> dict[str, dict[str, Any]]:
-        """Every container as Docker describes it, by service."""
+        """Every container of compose's own as Docker describes it, by service; not replicas and steps."""
         names = self.compose("ps", "--all", "--quiet").split()
         found: list[dict[str, Any]] = json.loads(self.run("docker", "inspect", *names))
-        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+        services = {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+        return {name: container for name, container in services.items() if name not in MADE_BY_JOBS}
 
     def airflow(self) -> httpx.Client:
         """Airflow's REST API, logged in."""
