@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -82,13 +84,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory):
-    """The session's MLflow server, running."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+@contextmanager
+def running_mlflow(folder: Path) -> Iterator[MlflowServer]:
+    """A server that answers."""
+    server = MlflowServer(folder)
     server.start()
     try:
         server.wait_until_ready()
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """The session's MLflow server, running."""
+    with running_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server

@@ -15,7 +15,7 @@ from pipeline import settings
 from pipeline.settings import ROOT
 from slipway_airflow.triggers.champion import FIRST_REPEAT_S, STATE
 from tests.integration.airflow_server import AirflowServer
-from tests.integration.mlflow_server import MlflowServer
+from tests.integration.mlflow_server import MlflowServer, running_mlflow
 
 pytestmark = pytest.mark.integration
 
@@ -40,13 +40,8 @@ def home_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """One for this module alone: the champions that other modules leave in theirs would be rolled out here too."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    try:
-        server.wait_until_ready()
+    with running_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -68,9 +68,9 @@ class Runner:
         self.codes: dict[int, int] = {}
         """By rank, in the order in which the nodes ended."""
         self.terminated = False
+        signal.signal(signal.SIGTERM, self._terminate)
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self.terminate)
         deadline = time.monotonic() + self.request["deadline_s"]
         try:
             for variables in self._variables():
@@ -210,7 +210,7 @@ class Runner:
             if node.process.poll() is None:
                 os.killpg(node.process.pid, number)
 
-    def terminate(self, _number: int, _frame: object) -> None:
+    def _terminate(self, _number: int, _frame: object) -> None:
         self.terminated = True
 
 
@@ -297,7 +297,6 @@ def main(folder: Path) -> int:
     fcntl.flock(alive, fcntl.LOCK_EX)
     write_atomically(folder / "runner.json", json.dumps({"pid": os.getpid(), "started": time.time()}))
     runner = Runner(folder)
-    signal.signal(signal.SIGTERM, runner.terminate)
     os.write(started, b"1")
     os.close(started)
     code = runner.run()
