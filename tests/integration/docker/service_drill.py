@@ -42,6 +42,8 @@ class Death:
 
     service: str
     during: str
+    kind: str
+    """Whether it crashed or was killed by a person."""
     began: float
     """Just before, in seconds since the epoch."""
     died_at: float
@@ -74,7 +76,7 @@ class Drill:
         healthy_s = time.time() - died_at
         answered = self.load.answers.total()
         wait_until(lambda: self.load.answers.total() > answered + 1, "answers for the clients", HEALTHY_LIMIT_S)
-        self.deaths.append(Death(service, during, began, died_at, healthy_s))
+        self.deaths.append(Death(service, during, kill.__name__, began, died_at, healthy_s))
 
     def failures(self, death: Death) -> list[float]:
         """When clients' requests failed from this death to the next."""
@@ -87,16 +89,14 @@ class Drill:
 
     def table(self) -> str:
         """A line for each death."""
-        head = (
-            f"{'service':23}{'killed during':14}{'healthy after':>14}{'failed requests':>17}{'until':>9}{'slowest':>9}"
-        )
+        head = f"{'service':23}{'during':9}{'how':16}{'healthy after':>14}{'failed':>8}{'until':>9}{'slowest':>9}"
         return "\n".join([head, *map(self._line, self.deaths)])
 
     def _line(self, death: Death) -> str:
         failed = self.failures(death)
         until_s = max(failed) - death.died_at if failed else 0.0
         return (
-            f"{death.service:23}{death.during:14}{death.healthy_s:12.1f} s{len(failed):17}{until_s:7.1f} s"
+            f"{death.service:23}{death.during:9}{death.kind:16}{death.healthy_s:12.1f} s{len(failed):8}{until_s:7.1f} s"
             f"{self.slowest_s(death):7.1f} s"
         )
 
