@@ -5,10 +5,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from pipeline.contracts.base import Contract
+from pipeline.contracts.finetune import Finetune, Fraction, PositiveInt
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
 Scheme = Literal["w4a16", "w8a8", "none"]
 
 
@@ -111,53 +110,6 @@ class Validation(Contract):
     suite_uri: str | None = None
     """The user's own Great Expectations suite: a JSON file of `{"expectations": [...]}` over the columns that
     pipeline/data/columns.py lists."""
-
-
-class Parallelism(Contract):
-    """How the model is spread over the ranks."""
-
-    zero: Literal[0, 1] = 1
-
-
-class Finetune(Contract):
-    """How to train."""
-
-    method: Literal["full"] = "full"
-    nodes: Annotated[int, Field(ge=1, le=64)] = 2
-    procs_per_node: Annotated[int, Field(ge=1, le=16)] = 1
-    parallelism: Parallelism = Parallelism()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    epochs: Annotated[float, Field(gt=0)] = 3.0
-    batch_size: PositiveInt = 32
-    """Rows (with `packing`: packed sequences) per optimizer step, over all ranks."""
-    gradient_accumulation: PositiveInt = 1
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    warmup_fraction: Fraction = 0.05
-    decay: Literal["linear", "cosine"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
-    max_seq_len: Annotated[int, Field(ge=16)] = 256
-    batching: Literal["length_grouped", "packing"] = "length_grouped"
-    prompt_loss_weight: Fraction = 0.0
-    """0 trains on the assistant's tokens only; above it, the prompt's tokens count with this weight, which
-    helps a model that starts from nothing to learn the language."""
-    checkpoint_every_steps: PositiveInt = 200
-    keep_checkpoints: PositiveInt = 2
-    seed: int = 0
-
-    @property
-    def world_size(self) -> int:
-        return self.nodes * self.procs_per_node
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        share = self.world_size * self.gradient_accumulation
-        if self.batch_size % share:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be divisible by nodes ({self.nodes}) × procs_per_node"
-                f" ({self.procs_per_node}) × gradient_accumulation ({self.gradient_accumulation}) = {share}"
-            )
-        return self
 
 
 class Evaluate(Contract):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.base import ArtifactRef, Contract, Digest, FileRef, FolderRef, ModelRef, Result, Spec
+from pipeline.contracts.finetune import Finetune
 
 
 class Estimate(Contract):
@@ -78,7 +79,7 @@ class FinetuneSpec(Spec):
     """Of validate."""
     base_model: recipes.BaseModelSource
     base_model_folder: FolderRef | None = None
-    settings: recipes.Finetune
+    settings: Finetune
 
 
 class FinetuneResult(Result):

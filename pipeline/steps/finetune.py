@@ -7,7 +7,7 @@ and training/loss.png; every node keeps checkpoints in its scratch until the art
 import shutil
 from pathlib import Path
 
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 from pipeline.contracts.specs import FinetuneResult, FinetuneSpec
 from pipeline.errors import SpecError
 from pipeline.imports import hide

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 
 GROUP_BATCHES = 20
 """Rows are sorted by length within so many batches: little padding, and still much mixing."""

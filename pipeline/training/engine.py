@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 from pipeline.imports import hide
 from pipeline.settings import meeting_of_ranks, set_for_libraries
 

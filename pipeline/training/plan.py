@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.contracts.base import Contract
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 from pipeline.errors import DataError, SlipwayError, SpecError, TransientError
 
 FAULTS: dict[str, type[SlipwayError]] = {kind.__name__: kind for kind in (SpecError, DataError, TransientError)}

@@ -85,7 +85,7 @@ def measure(rank: int, folder: Path, steps: int) -> None:
     import torch
     from torch import distributed
 
-    from pipeline.contracts.recipe import Finetune
+    from pipeline.contracts.finetune import Finetune
     from pipeline.training.batches import make_schedule
     from pipeline.training.engine import join
     from pipeline.training.loss import Collator

@@ -174,7 +174,7 @@ def test_relative_paths_in_overrides_count_from_the_given_folder(tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("finetune.epoch", "finetune has no field 'epoch'. Did you mean epochs? Allowed here: method, nodes,"),
+        ("finetune.epoch", "finetune has no field 'epoch'. Did you mean epochs? Allowed here: method, lora,"),
         ("fine.epochs", "a recipe has no field 'fine'. Did you mean finetune? Allowed here: name,"),
         ("finetune.epochs.x", "finetune.epochs is a single value, it has no field 'x'; set finetune.epochs itself"),
         ("base_model.init.layers", "base_model.init has no field 'layers'."),
@@ -196,7 +196,10 @@ def test_an_override_of_an_unknown_field_names_what_is_allowed_there(key: str, m
             {"finetune.batch_size": "many"},
             "finetune.batch_size: 'many' is not allowed; input should be a valid integer",
         ),
-        ({"finetune.precision": "fp8"}, "finetune.precision: 'fp8' is not allowed; input should be 'fp32' or 'bf16'"),
+        (
+            {"finetune.precision": "fp8"},
+            "finetune.precision: 'fp8' is not allowed; input should be 'fp32', 'bf16' or 'fp16'",
+        ),
         ({"finetune.batch_size": 31}, "finetune: batch_size (31) must be divisible by nodes (2)"),
         ({"finetune.learning_rate": float("nan")}, "finetune.learning_rate: nan is not allowed"),
         ({"rollout.keep_warm_s": float("inf")}, "rollout.keep_warm_s: inf is not allowed; input should be a finite"),

@@ -18,8 +18,9 @@ from pipeline import artifacts, settings
 from pipeline.artifacts.digests import file_entries
 from pipeline.artifacts.transfer import content_root
 from pipeline.contracts.base import ArtifactRef, FileRef, step_key
+from pipeline.contracts.finetune import Finetune
 from pipeline.contracts.manifest import Manifest, manifest_digest
-from pipeline.contracts.recipe import BaseModelSource, Finetune, Validation
+from pipeline.contracts.recipe import BaseModelSource, Validation
 from pipeline.contracts.specs import FinetuneSpec, ValidateResult, ValidateSpec
 from slipway_airflow.backends.base import Claim, JobRequest
 from slipway_airflow.backends.process import ProcessBackend

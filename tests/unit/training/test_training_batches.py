@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 from pipeline.training.batches import make_schedule
 
 LENGTHS = np.random.default_rng(0).integers(4, 60, size=640)

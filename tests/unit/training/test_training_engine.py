@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.contracts.recipe import Finetune
+from pipeline.contracts.finetune import Finetune
 from pipeline.training.engine import learning_rate, parameter_groups
 
 SETTINGS = Finetune(learning_rate=1e-3, warmup_fraction=0.1, decay="linear")
