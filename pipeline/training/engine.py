@@ -8,12 +8,17 @@ import torch
 from torch import nn
 
 from pipeline.contracts.finetune import Finetune
+from pipeline.errors import SpecError
 from pipeline.imports import hide
 from pipeline.settings import meeting_of_ranks, set_for_libraries
+from pipeline.training.place import Place
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-MAX_BUCKET_ELEMENTS = 50_000_000
-"""Of gradients that the ranks add up in one exchange."""
+BYTES_OF_A_GRADIENT = 4
+MAX_LIVE_PARAMETERS = 1_000_000_000
+"""Gathered at a time with ZeRO-3."""
+INITIAL_SCALE_POWER = 16
+"""fp16 losses are multiplied by two to this power at first, less after an overflow (Micikevicius et al. 2018)."""
 
 
 def join(rank: int, world_size: int) -> None:
@@ -40,31 +45,74 @@ def join(rank: int, world_size: int) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, dist_init_required=False)
 
 
-def make_engine(model: nn.Module, settings: Finetune) -> Any:
-    """A DeepSpeed engine over `model`, with clipping, accumulation, ZeRO and precision as `settings` say."""
-    import deepspeed
+def engine_settings(settings: Finetune, place: Place, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration.
 
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
-    )
-    # DeepSpeed allocates a whole bucket at each step; its default is 2 GB, even for a small model.
-    bucket = min(sum(parameter.numel() for parameter in model.parameters()), MAX_BUCKET_ELEMENTS)
-    config = {
-        "train_micro_batch_size_per_gpu": settings.batch_size // settings.world_size // settings.gradient_accumulation,
+    Args:
+        num_parameters: of the model, or of the part of it that this rank has at the start.
+    """
+    parallelism, offload = settings.parallelism, settings.offload
+    # DeepSpeed allocates a whole bucket at each step, however small the model is.
+    bucket = min(num_parameters, round(settings.communication.bucket_mb * 1e6 / BYTES_OF_A_GRADIENT))
+    zero: dict[str, Any] = {
+        "stage": parallelism.zero,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": settings.communication.overlap,
+    }
+    if parallelism.zero == 3:
+        # What is small is never spread; its default is for models of billions of parameters.
+        zero["stage3_param_persistence_threshold"] = min(100_000, num_parameters // 100)
+        zero["stage3_prefetch_bucket_size"] = bucket
+        zero["stage3_max_live_parameters"] = MAX_LIVE_PARAMETERS
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if offload.optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if offload.parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {
+        # `place` knows how many nodes there are now, `settings` how many there may be.
+        "train_micro_batch_size_per_gpu": max(
+            1, settings.batch_size // place.data_ranks // settings.gradient_accumulation
+        ),
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "gradient_clipping": settings.gradient_clipping,
-        "zero_optimization": {
-            "stage": settings.parallelism.zero,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": False,
-        },
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "fp16": {"enabled": settings.precision == "fp16", "initial_scale_power": INITIAL_SCALE_POWER},
         "bf16": {"enabled": settings.precision == "bf16"},
         "checkpoint": {"use_node_local_storage": True},
         "steps_per_print": 10**9,
     }
-    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if parallelism.tensor > 1:
+        config["tensor_parallel"] = {"autotp_size": parallelism.tensor, "vocab_parallel_lm_head": False}
+    if parallelism.sequence > 1:
+        config["sequence_parallel_size"] = parallelism.sequence
+    if settings.communication.dtype:
+        config["communication_data_type"] = settings.communication.dtype
+    return config
+
+
+def make_engine(model: nn.Module, settings: Finetune, place: Place, *, mpu: Any = None) -> Any:
+    """A DeepSpeed engine over `model`, as `settings` say.
+
+    Args:
+        mpu: DeepSpeed's own record of the groups of sequence parallelism.
+
+    Raises:
+        SpecError: this machine cannot compute in the precision asked for.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise SpecError("finetune.precision is fp16, in which this machine cannot compute: use bf16 or fp32")
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
+    )
+    config = engine_settings(settings, place, sum(parameter.numel() for parameter in model.parameters()))
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
     return engine
 
 

@@ -7,16 +7,29 @@ from typing import Any
 
 from pipeline.training.base_model import copy_tokenizer
 
+KEPT_AS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The type of the saved weights, by the precision of the training."""
 
-def save_model(model: Any, source: Path, target: Path, *, precision: str) -> None:
-    """Writes `model` to `target` in `precision`, with the tokenizer of `source`."""
+
+def save_model(state: dict[str, Any], source: Path, target: Path, *, precision: str) -> None:
+    """Writes a Hugging Face folder of `source`'s kind to `target`, with its tokenizer.
+
+    Args:
+        state: the trained weights.
+        precision: in which they are kept.
+    """
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    model.config.use_cache = True
-    model.save_pretrained(target, safe_serialization=True)
+    dtype = KEPT_AS[precision]
+    config = AutoConfig.from_pretrained(source)
+    config.use_cache = True
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    kept = {name: tensor.detach().to("cpu", getattr(torch, dtype)) for name, tensor in state.items()}
+    model.save_pretrained(target, state_dict=kept, safe_serialization=True)
     copy_tokenizer(source, target)
 
 

@@ -3,8 +3,9 @@
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from torch import distributed
@@ -13,8 +14,10 @@ from pipeline.errors import DataError
 from pipeline.training import checkpoints
 from pipeline.training.batches import Schedule
 from pipeline.training.engine import learning_rate
-from pipeline.training.loss import Collator
+from pipeline.training.loss import Collator, MicroBatch
+from pipeline.training.place import Place
 from pipeline.training.plan import TrainingPlan
+from pipeline.training.trainers import Trainer
 
 EXCHANGE_STEPS = 10
 """The ranks exchange their losses so often: for the log, and to stop together when one of them is no number."""
@@ -28,10 +31,10 @@ class Loop:
     """
 
     plan: TrainingPlan
-    engine: Any
+    trainer: Trainer
     collator: Collator
     schedule: Schedule
-    rank: int
+    place: Place
     events: TextIO | None
     """Where the first rank writes figures for people; None on the others."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -50,7 +53,7 @@ class Loop:
             DataError: the loss of some rank is no finite number; raised on all ranks.
         """
         settings = self.plan.settings
-        first, state = checkpoints.resume(self.engine, self.plan.checkpoints_path)
+        first, state = checkpoints.resume(self.trainer.engine, self.plan.checkpoints_path)
         self.history = state.get("history", [])
         if first and self.events:
             print(f"resumed from the checkpoint of step {first}", flush=True)
@@ -64,7 +67,7 @@ class Loop:
                 self.exchange(step)
             if due:
                 checkpoints.save(
-                    self.engine,
+                    self.trainer.engine,
                     self.plan.checkpoints_path,
                     step,
                     keep=settings.keep_checkpoints,
@@ -73,31 +76,28 @@ class Loop:
 
     def optimizer_step(self, step: int) -> None:
         """Takes optimizer step `step`, counted from 1; every rank calls it."""
-        settings, engine = self.plan.settings, self.engine
-        accumulation, world_size = settings.gradient_accumulation, self.plan.world_size
+        settings, place = self.plan.settings, self.place
         rate = learning_rate(step, len(self.schedule.steps), settings)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
         total_weight = self.collator.weight(self.schedule.steps[step - 1])
-        checkpoints.seed_step(settings.seed, step, self.rank)
-        loss_share = 0.0
-        for micro in range(accumulation):
-            part = micro * world_size + self.rank
-            sequences = self.schedule.share(step - 1, part, accumulation * world_size)
-            loss = engine(self.collator.collate(sequences).to(engine.device)) / max(total_weight, 1e-9)
-            # The engine averages over ranks and micro-batches; what is wanted is their sum.
-            engine.backward(loss * (world_size * accumulation))
-            engine.step()
-            loss_share += float(loss.detach())
+        # Dropout differs between the ranks' rows, and is the same in all slices of a layer.
+        checkpoints.seed_step(settings.seed, step, place.data_rank * place.parallelism.sequence + place.part)
+        share = self.trainer.step(self._batches(step), total_weight, rate)
         self._tokens_since += self.collator.num_tokens(self.schedule.steps[step - 1])
-        self._pending.append((loss_share, rate, float(engine.get_global_grad_norm() or 0.0)))
+        self._pending.append((share, rate, float(self.trainer.engine.get_global_grad_norm() or 0.0)))
+
+    def _batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of optimizer step `step`."""
+        accumulation = self.plan.settings.gradient_accumulation
+        for micro in range(accumulation):
+            part = micro * self.place.data_ranks + self.place.data_rank
+            yield self.collator.collate(self.schedule.share(step - 1, part, accumulation * self.place.data_ranks))
 
     def exchange(self, step: int) -> None:
         """Adds the steps since the last exchange to `history`, with the losses of all ranks."""
         first = step - len(self._pending) + 1
-        shares = torch.zeros(self.plan.world_size, len(self._pending), dtype=torch.float64)
-        shares[self.rank] = torch.tensor([share for share, _, _ in self._pending], dtype=torch.float64)
-        shares = shares.to(self.engine.device)
+        shares = torch.zeros(self.place.world_size, len(self._pending), dtype=torch.float64)
+        shares[self.place.rank] = torch.tensor([share for share, _, _ in self._pending], dtype=torch.float64)
+        shares = shares.to(self.trainer.engine.device)
         distributed.all_reduce(shares)
         shares = shares.cpu()
         _refuse_non_finite(shares, first)

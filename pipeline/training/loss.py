@@ -13,7 +13,7 @@ from pipeline.training.tokens import TokenFile
 IGNORED = -100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Tensors of shape (sequences, longest sequence)."""
 
@@ -22,12 +22,36 @@ class MicroBatch:
     """The next token, or IGNORED."""
     weights: Tensor
     positions: Tensor | None = None
-    mask: Tensor | None = None
-    """(sequences, 1, longest, longest), True where a token may look; None for plain causal attention."""
+    documents: Tensor | None = None
+    """Which row each token is of, where several rows share a sequence; None for plain causal attention."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.ids, self.targets, self.weights, self.positions, self.documents
 
     def to(self, device: torch.device) -> "MicroBatch":
-        tensors = (self.ids, self.targets, self.weights, self.positions, self.mask)
-        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in self.tensors))
+
+    def __eq__(self, other: object) -> bool:
+        """DeepSpeed makes sure that the ranks which hold slices of one layer have the same batch."""
+        if not isinstance(other, MicroBatch):
+            return NotImplemented
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def part(self, index: int, parts: int) -> "MicroBatch":
+        """One of `parts` equal parts of every sequence, with the positions that its tokens have in the whole."""
+        if parts == 1:
+            return self
+        length = -(-self.ids.shape[1] // parts)
+        missing = length * parts - self.ids.shape[1]
+        span = slice(index * length, (index + 1) * length)
+        positions = torch.arange(length * parts).repeat(len(self.ids), 1)
+        ids, weights = (nn.functional.pad(tensor, (0, missing))[:, span] for tensor in (self.ids, self.weights))
+        targets = nn.functional.pad(self.targets, (0, missing), value=IGNORED)[:, span]
+        return MicroBatch(ids, targets, weights, positions[:, span])
 
 
 class Collator:
@@ -78,7 +102,7 @@ class Collator:
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
             positions=torch.from_numpy(positions) if packed else None,
-            mask=_document_mask(torch.from_numpy(positions), torch.from_numpy(document)) if packed else None,
+            documents=torch.from_numpy(document) if packed else None,
         )
 
     def _weights(self, is_answer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -86,12 +110,23 @@ class Collator:
         return np.where(is_answer[1:], np.float32(1), np.float32(self.prompt_weight))
 
 
-def _document_mask(positions: Tensor, document: Tensor) -> Tensor:
-    """True where key and query are of one document and the key is not later. Padding looks at padding."""
-    size = positions.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool).tril()
-    same = document[:, None, :] == document[:, :, None]
+def document_mask(documents: Tensor) -> Tensor:
+    """(sequences, 1, longest, longest): True where key and query are of one document and the key is not later.
+
+    Padding looks at padding.
+    """
+    size = documents.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, None, :] == documents[:, :, None]
     return (causal & same)[:, None]
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each token, in nats, shaped as `targets`; 0 where the target is IGNORED."""
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets)
 
 
 class WeightedLoss(nn.Module):  # type: ignore[misc]
@@ -102,9 +137,18 @@ class WeightedLoss(nn.Module):  # type: ignore[misc]
         self.model = model
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        extra = {} if batch.mask is None else {"position_ids": batch.positions, "attention_mask": batch.mask}
-        logits = self.model(input_ids=batch.ids, use_cache=False, **extra).logits
-        losses = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return (losses * batch.weights.flatten()).sum()
+        return (token_losses(self.logits(batch), batch.targets) * batch.weights).sum()
+
+    def logits(self, batch: MicroBatch) -> Tensor:
+        """Of shape (sequences, longest, vocabulary)."""
+        return logits_of(self.model, batch)
+
+
+def logits_of(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Of a causal language model of transformers."""
+    extra: dict[str, Any] = {}
+    if batch.positions is not None:
+        extra["position_ids"] = batch.positions
+    if batch.documents is not None:
+        extra["attention_mask"] = document_mask(batch.documents)
+    return model(input_ids=batch.ids, use_cache=False, **extra).logits

@@ -13,12 +13,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from pipeline.contracts.finetune import Finetune
 from pipeline.errors import SlipwayError
 from pipeline.training.plan import Outcome, TrainingPlan, write_fault
+
+if TYPE_CHECKING:
+    from pipeline.training.place import Place
+    from pipeline.training.trainers import Trainer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -52,9 +57,10 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from torch import distributed
 
     from pipeline.training.batches import make_schedule
-    from pipeline.training.engine import join, make_engine
+    from pipeline.training.engine import join
     from pipeline.training.loop import Loop
-    from pipeline.training.loss import Collator, WeightedLoss
+    from pipeline.training.loss import Collator
+    from pipeline.training.place import Place
     from pipeline.training.tokens import TokenFile
 
     rank = plan.node_rank * plan.settings.procs_per_node + local_rank
@@ -64,22 +70,22 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
     join(rank, plan.world_size)
+    place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
     model = load_model(plan)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     collator = Collator(tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight)
     schedule = make_schedule(tokens.lengths, plan.settings)
-    engine = make_engine(WeightedLoss(model), plan.settings)
-    engine.train()
+    trainer = make_trainer(model, plan.settings, place)
     started = time.monotonic()
     with plan.events_path.open("a") if rank == 0 else open("/dev/null", "w") as events:
-        loop = Loop(plan, engine, collator, schedule, rank, events if rank == 0 else None)
+        loop = Loop(plan, trainer, collator, schedule, place, events if rank == 0 else None)
         loop.run()
     seconds = time.monotonic() - started
-    distributed.barrier()
-    if rank == 0:
+    state = trainer.gather()
+    if state is not None:
         outcome = summarise(loop, parameters, seconds)
-        save(plan, engine.module.model, loop.history, outcome)
+        save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -93,6 +99,16 @@ def load_model(plan: TrainingPlan) -> Any:
         return AutoModelForCausalLM.from_pretrained(plan.model_path, dtype=torch.float32, use_safetensors=True)
     torch.manual_seed(plan.settings.seed)
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(plan.model_path), dtype=torch.float32)
+
+
+def make_trainer(model: Any, settings: Finetune, place: "Place") -> "Trainer":
+    """What trains `model` as `settings` say."""
+    from pipeline.training.loss import WeightedLoss
+    from pipeline.training.trainers import EngineTrainer, PipelineTrainer
+
+    if settings.parallelism.pipeline > 1:
+        return PipelineTrainer(model, settings, place)
+    return EngineTrainer(WeightedLoss(model), settings, place)
 
 
 def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
@@ -114,10 +130,10 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
     )
 
 
-def save(plan: TrainingPlan, model: Any, history: list[dict[str, float]], outcome: Outcome) -> None:
+def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]], outcome: Outcome) -> None:
     from pipeline.training.export import save_history, save_model
 
-    save_model(model, plan.model_path, plan.output_path, precision=plan.settings.precision)
+    save_model(state, plan.model_path, plan.output_path, precision=plan.settings.precision)
     save_history(history, plan.output_path / "training")
     plan.outcome_path.write_text(outcome.model_dump_json())
 

@@ -135,9 +135,10 @@ def our_loop(folder: Path, collator: Any, schedule: Any, settings: Any, rank: in
     """An optimizer step as the finetune step takes it, loss exchange, schedule and all."""
     import io
 
-    from pipeline.training.engine import make_engine
     from pipeline.training.loop import EXCHANGE_STEPS, Loop
+    from pipeline.training.place import Place
     from pipeline.training.plan import TrainingPlan
+    from pipeline.training.trainers import EngineTrainer
 
     nowhere = folder / "nowhere"
     paths = dict.fromkeys(
@@ -145,8 +146,9 @@ def our_loop(folder: Path, collator: Any, schedule: Any, settings: Any, rank: in
         nowhere,
     )
     plan = TrainingPlan(settings=settings, node_rank=rank, threads=1, fresh=True, **paths)
-    engine = make_engine(new_model(folder), settings)
-    loop = Loop(plan, engine, collator, schedule, rank, io.StringIO() if rank == 0 else None)
+    place = Place(rank, RANKS, settings.parallelism)
+    trainer = EngineTrainer(new_model(folder), settings, place)
+    loop = Loop(plan, trainer, collator, schedule, place, io.StringIO() if rank == 0 else None)
 
     def step(index: int) -> None:
         loop.optimizer_step(index + 1)

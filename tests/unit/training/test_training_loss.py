@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.training.loss import Collator, WeightedLoss
+from pipeline.training.loss import Collator, WeightedLoss, document_mask
 from pipeline.training.tokens import TokenFile
 
 LENGTHS = (9, 5, 12, 7)
@@ -61,7 +61,8 @@ def test_the_weight_counts_answers_fully_and_prompts_as_asked(
 
 def test_a_token_sees_neither_its_neighbours_nor_what_comes_later(tokens: TokenFile) -> None:
     """The mask of two packed rows is two triangles."""
-    mask = Collator(tokens, pad_id=0, prompt_weight=0.0).collate([(1, 3)]).mask
-    assert mask is not None
+    documents = Collator(tokens, pad_id=0, prompt_weight=0.0).collate([(1, 3)]).documents
+    assert documents is not None
+    mask = document_mask(documents)
     expected = torch.block_diag(torch.ones(5, 5).tril(), torch.ones(7, 7).tril()).bool()
     assert torch.equal(mask[0, 0], expected)

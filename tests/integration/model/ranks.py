@@ -1,0 +1,198 @@
+"""Trains small models of random tokens on several ranks of this machine, and on none of DeepSpeed's code at all.
+
+The ranks are forked from one server process that has imported everything, so a training takes a second or two.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.contracts.finetune import Finetune
+from pipeline.training.batches import make_schedule
+from pipeline.training.engine import learning_rate, parameter_groups
+from pipeline.training.loss import Collator, WeightedLoss
+from pipeline.training.plan import TrainingPlan
+from pipeline.training.tokens import TokenFile
+
+VOCABULARY = 96
+LONGEST = 24
+BATCH = 8
+STEPS = 20
+DEADLINE_S = 240.0
+IMPORTED_ONCE = ["torch", "deepspeed", "transformers", "pipeline.training.worker", "pipeline.training.trainers"]
+
+
+def context() -> Any:
+    """Of processes that begin with IMPORTED_ONCE; the first one to ask starts the server."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(IMPORTED_ONCE)
+    return server
+
+
+def write_tokens(folder: Path, *, rows: int = BATCH * STEPS) -> Path:
+    """Rows of 6 to LONGEST tokens, whose next token depends on the last; the second half is the answer."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    lengths = random.integers(6, LONGEST + 1, size=rows)
+    follows = random.integers(1, VOCABULARY, size=(VOCABULARY, 3))
+    ids: list[int] = []
+    for length in lengths:
+        token = int(random.integers(1, VOCABULARY))
+        for _ in range(length):
+            ids.append(token)
+            token = int(follows[token, random.integers(3)])
+    answer = np.concatenate([np.arange(length) >= length // 2 for length in lengths])
+    np.save(folder / "ids.npy", np.array(ids, dtype=np.int32))
+    np.save(folder / "answer.npy", answer)
+    np.save(folder / "starts.npy", np.cumsum([0, *lengths]))
+    return folder
+
+
+def write_model(folder: Path, kind: str = "Llama", *, tied: bool = False, layers: int = 4, seed: int = 0) -> Path:
+    """A random model in Hugging Face form.
+
+    Args:
+        kind: Llama, Qwen2 or Qwen3.
+    """
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, head_dim=16, pad_token_id=0,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left."""
+
+    folder: Path
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        lines = (self.folder / "out" / "training" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.history]
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of the saved model, loaded by transformers."""
+        return logits_of_folder(self.folder / "out", ids)
+
+
+def logits_of_folder(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
+
+
+def small(**changes: Any) -> Finetune:
+    """STEPS steps of BATCH rows on one rank, in fp32."""
+    fields = {
+        "nodes": 1, "epochs": 1, "batch_size": BATCH, "max_seq_len": 32, "prompt_loss_weight": 0.25,
+        "learning_rate": 3e-3, "checkpoint_every_steps": 1000,
+    }  # fmt: skip
+    return Finetune.model_validate({**fields, **changes})
+
+
+def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, **plan: Any) -> Trained:
+    """Trains on as many processes as `settings` have ranks, each a node of its own."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = context()
+    ranks = [
+        server.Process(
+            target=_rank, args=(make_plan(settings, model, tokens, folder, rank, **plan), settings.world_size, port)
+        )
+        for rank in range(settings.world_size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(DEADLINE_S)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    logs = "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("rank-*.log")))
+    assert not any(codes), f"the ranks ended with {codes}:\n{logs}"
+    return Trained(folder)
+
+
+def make_plan(
+    settings: Finetune, model: Path, tokens: Path, folder: Path, rank: int = 0, **changes: Any
+) -> TrainingPlan:
+    return TrainingPlan(
+        settings=settings,
+        node_rank=rank,
+        threads=1,
+        model_path=model,
+        fresh=False,
+        tokens_path=tokens,
+        checkpoints_path=folder / "checkpoints",
+        events_path=folder / "events.jsonl",
+        fault_path=folder / "fault.json",
+        outcome_path=folder / "outcome.json",
+        output_path=folder / "out",
+        **changes,
+    )
+
+
+def _rank(plan: TrainingPlan, world_size: int, port: int) -> None:
+    """One process of a training."""
+    log = os.open(plan.fault_path.parent / f"rank-{plan.node_rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    places = {"RANK": plan.node_rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
+    from pipeline.training.worker import train
+
+    train(plan, 0)
+
+
+def train_plainly(
+    settings: Finetune, model: Path, tokens: Path, *, objective: Callable[[Any], Any] = WeightedLoss
+) -> tuple[list[float], Any]:
+    """The same steps in one process with nothing but torch.
+
+    Returns:
+        The loss of each step, and the trained module.
+    """
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    trained = objective(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)).train()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(trained, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
+    )
+    collator = Collator(TokenFile(tokens), pad_id=0, prompt_weight=settings.prompt_loss_weight)
+    schedule = make_schedule(collator.tokens.lengths, settings)
+    losses = []
+    for step, sequences in enumerate(schedule.steps, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(schedule.steps), settings)
+        optimizer.zero_grad()
+        loss = trained(collator.collate(sequences)) / collator.weight(sequences)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.gradient_clipping)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, trained

@@ -1,0 +1,65 @@
+"""Every kind of parallelism computes what one process computes, and leaves a model that transformers loads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import STEPS, VOCABULARY, Trained, small, train_on_ranks, train_plainly, write_model, write_tokens
+
+pytestmark = pytest.mark.integration
+
+AGREE = 1e-5
+"""Between losses, in nats, in fp32."""
+
+MODES: dict[str, dict[str, Any]] = {
+    "one rank without ZeRO": {"nodes": 1, "parallelism": {"zero": 0}},
+    "ZeRO-0 on two": {"nodes": 2, "parallelism": {"zero": 0}},
+    "ZeRO-1 on two": {"nodes": 2, "parallelism": {"zero": 1}},
+    "ZeRO-2 on two, accumulating": {"nodes": 2, "parallelism": {"zero": 2}, "gradient_accumulation": 2},
+    "ZeRO-3 on two": {"nodes": 2, "parallelism": {"zero": 3}},
+    "ZeRO-3 on two with checkpointed activations": {
+        "nodes": 2, "parallelism": {"zero": 3}, "activation_checkpointing": True,
+    },
+    "tensor 2": {"nodes": 2, "parallelism": {"tensor": 2}},
+    "tensor 2 × data 2 with ZeRO-2": {"nodes": 4, "parallelism": {"tensor": 2, "zero": 2}},
+    "pipeline 2, accumulating": {"nodes": 2, "parallelism": {"pipeline": 2}, "gradient_accumulation": 4},
+    "pipeline 2 × data 2": {"nodes": 4, "parallelism": {"pipeline": 2}, "gradient_accumulation": 2},
+    "sequence 2": {"nodes": 2, "parallelism": {"sequence": 2}},
+    "sequence 2 × data 2 with ZeRO-3": {"nodes": 4, "parallelism": {"sequence": 2, "zero": 3}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("data") / "tokens")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="module")
+def alone(llama: Path, tokens: Path) -> tuple[list[float], Any]:
+    """The losses of one process without DeepSpeed, and its model."""
+    losses, trained = train_plainly(small(), llama, tokens)
+    assert len(losses) == STEPS
+    return losses, trained.model.eval()
+
+
+def same_logits(trained: Trained, model: Any) -> None:
+    ids = torch.randint(1, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(trained.logits(ids), model(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_learns_what_one_process_learns(
+    mode: str, alone: tuple[list[float], Any], llama: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """The losses of 20 steps agree to 1e-5, and the saved model gives the same logits."""
+    losses, model = alone
+    trained = train_on_ranks(small(**MODES[mode]), llama, tokens, tmp_path / "home")
+    assert trained.losses == pytest.approx(losses, abs=AGREE)
+    same_logits(trained, model)
