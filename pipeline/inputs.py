@@ -14,14 +14,20 @@ from pipeline.artifacts.uris import file_uri, local_path
 from pipeline.contracts.base import FileRef, FolderRef, Result, step_key
 from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.recipe import BaseModelSource, Recipe
-from pipeline.contracts.specs import GenerateSpec
+from pipeline.contracts.specs import GenerateSpec, HubModel, PinnedModel
 from pipeline.data import generate
 from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.job import Job
 from pipeline.provenance import draft_manifest
 from pipeline.recipe_files import is_hub_id
+from pipeline.registry.connection import required_tracking_uri
+from pipeline.registry.models import finetuned_model
 
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
+REGISTERED = "models:/"
+REGISTERED_MODEL = re.compile(
+    r"^models:/(?P<name>[a-z0-9][a-z0-9-]{0,62})(/(?P<version>[1-9][0-9]*)|@(?P<alias>[a-z][a-z0-9_-]*))$"
+)
 DATA_SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -60,9 +66,17 @@ def check_local_paths(recipe: Recipe) -> None:
     for field, uri in files.items():
         if uri and (path := _local(uri, field)) is not None:
             check_file(path, field)
-    model = recipe.base_model.uri
-    if model and not is_hub_id(model) and (path := _local(model, "base_model.uri")) is not None:
-        _check_model_folder(path, model)
+    models = {
+        "base_model.uri": recipe.base_model.uri,
+        "finetune.distill.teacher": recipe.finetune.distill and recipe.finetune.distill.teacher,
+    }
+    for field, model in models.items():
+        if not model:
+            continue
+        if model.startswith(REGISTERED):
+            registered_version(model, field)
+        elif not is_hub_id(model) and (path := _local(model, field)) is not None:
+            _check_model_folder(path, model, field)
 
 
 def check_file(path: Path, field: str) -> None:
@@ -85,15 +99,44 @@ def pin_base_model(source: BaseModelSource, cache_path: Path) -> tuple[BaseModel
     if source.uri is None:
         return source, None
     if is_hub_id(source.uri):
-        commit = _hub_commit(source.uri, source.revision)
+        commit = _hub_commit(source.uri, source.revision, "base_model.uri")
         return source.model_copy(update={"revision": commit}), None
     if source.revision is not None:
         raise SpecError(f"base_model.revision is {source.revision!r}, but {source.uri} is a folder; leave it out")
-    path = _local(source.uri, "base_model.uri")
+    return source, _pin_model_folder(source.uri, "base_model.uri", cache_path)
+
+
+def pin_teacher(uri: str, job: Job) -> PinnedModel:
+    """A folder by its digest, a hub id by its commit, a registered version by its unquantized model's artifact.
+
+    Raises:
+        SpecError: there is no such model.
+        DataError: a version that no release registered.
+        TransientError: MLflow, the store or the hub cannot be reached.
+    """
+    field = "finetune.distill.teacher"
+    if uri.startswith(REGISTERED):
+        name, version = registered_version(uri, field)
+        return finetuned_model(required_tracking_uri(job), name, version)
+    if is_hub_id(uri):
+        return HubModel(name=uri, revision=_hub_commit(uri, None, field))
+    return _pin_model_folder(uri, field, job.settings.cache_path)
+
+
+def registered_version(uri: str, field: str) -> tuple[str, str]:
+    """Name, and `@alias` or version, of models:/NAME@ALIAS or models:/NAME/VERSION."""
+    found = REGISTERED_MODEL.match(uri)
+    if found is None:
+        raise SpecError(f"{field} is {uri!r}, expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return found["name"], found["version"] or f"@{found['alias']}"
+
+
+def _pin_model_folder(uri: str, field: str, cache_path: Path) -> FolderRef:
+    path = _local(uri, field)
     if path is None:
-        return source, _pin_remote_folder(source.uri, cache_path)
-    _check_model_folder(path, source.uri)
-    return source, FolderRef(uri=file_uri(path), digest=folder_digest(path))
+        return _pin_remote_folder(uri, field, cache_path)
+    _check_model_folder(path, uri, field)
+    return FolderRef(uri=file_uri(path), digest=folder_digest(path))
 
 
 def pin_generated(spec: GenerateSpec, job: Job) -> tuple[FileRef, FileRef]:
@@ -157,10 +200,10 @@ def _pin_remote_file(uri: str, field: str, cache_path: Path) -> FileRef:
     return FileRef(uri=uri, digest=digest, size_bytes=sizes[0])
 
 
-def _pin_remote_folder(uri: str, cache_path: Path) -> FolderRef:
+def _pin_remote_folder(uri: str, field: str, cache_path: Path) -> FolderRef:
     def download(folder: Path) -> str:
         download_folder(uri, folder)
-        _check_model_folder(folder, uri)
+        _check_model_folder(folder, uri, field)
         return folder_digest(folder)
 
     return FolderRef(uri=uri, digest=_into_cache(cache_path / "folders", download))
@@ -178,19 +221,19 @@ def _into_cache(folder: Path, download: Callable[[Path], str]) -> str:
     return digest
 
 
-def _check_model_folder(path: Path, uri: str) -> None:
+def _check_model_folder(path: Path, uri: str, field: str) -> None:
     try:
         is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
     except OSError as error:
-        raise SpecError(f"base_model.uri: {uri} cannot be looked at ({error.strerror}); correct the path") from error
+        raise SpecError(f"{field}: {uri} cannot be looked at ({error.strerror}); correct the path") from error
     if not is_model:
         raise SpecError(
-            f"base_model.uri: {uri} holds no model: config.json and *.safetensors are expected in it;"
+            f"{field}: {uri} holds no model: config.json and *.safetensors are expected in it;"
             " give a folder in Hugging Face form, or a hub id such as org/name"
         )
 
 
-def _hub_commit(model_id: str, revision: str | None) -> str:
+def _hub_commit(model_id: str, revision: str | None, field: str) -> str:
     """The commit that `revision` (by default the main branch) of a hub model stands at."""
     if revision and COMMIT.match(revision):
         return revision
@@ -202,13 +245,14 @@ def _hub_commit(model_id: str, revision: str | None) -> str:
         return str(HfApi().model_info(model_id, revision=revision, timeout=20).sha)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise SpecError(
-            f"base_model.uri: the hub has no model {model_id!r} that this machine may read;"
+            f"{field}: the hub has no model {model_id!r} that this machine may read;"
             f" correct it, log in with `hf auth login`, or write ./{model_id} if a folder is meant"
         ) from error
     except RevisionNotFoundError as error:
-        raise SpecError(f"base_model.revision: {model_id} has no revision {revision!r}") from error
+        raise SpecError(f"{field}: {model_id} has no revision {revision!r}") from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise TransientError(
-            f"base_model.uri: cannot ask the hub about {model_id!r} ({error}); without a way to the hub, download the"
-            " model elsewhere and give its folder as base_model.uri, or name a 40-digit commit as base_model.revision"
+            f"{field}: cannot ask the hub about {model_id!r} ({error}); without a way to the hub, download the"
+            f" model elsewhere and give its folder as {field}, or, for a base model, name a 40-digit commit as"
+            " base_model.revision"
         ) from error

@@ -237,10 +237,28 @@ def refusals(settings: Finetune) -> list[str]:
         "zero 3 instead of tensor",
     )
     refuse(
+        sequence and method in ("distill", "dpo"),
+        f"sequence with method {method}",
+        "its loss compares whole answers or two models, and a rank has parts of both",
+        "zero 3 instead of sequence",
+    )
+    refuse(
         sequence and settings.batching == "packing",
         "sequence with batching packing",
         "a rank sees a part of a sequence, and cannot keep its rows apart",
         "batching length_grouped",
+    )
+    refuse(
+        method == "dpo" and settings.batching == "packing",
+        "batching packing with method dpo",
+        "each answer needs a likelihood of its own",
+        "batching length_grouped",
+    )
+    refuse(
+        method == "dpo" and settings.prompt_loss_weight > 0,
+        f"prompt_loss_weight {settings.prompt_loss_weight} with method dpo",
+        "pairs are told apart by their answers alone",
+        "prompt_loss_weight 0",
     )
     refuse(
         settings.offload.optimizer and zero == 0,

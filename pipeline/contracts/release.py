@@ -17,6 +17,9 @@ from pipeline.contracts.specs import (
     ValidateSpec,
 )
 
+PINNED = "pinned"
+"""Stands in a spec for the name of something that the spec holds by its digest."""
+
 
 def validate_spec(plan: PlanResult) -> ValidateSpec:
     recipe = plan.recipe
@@ -34,11 +37,15 @@ def finetune_spec(plan: PlanResult, dataset: ArtifactRef) -> FinetuneSpec:
     source = plan.recipe.base_model
     if plan.base_model is not None:
         source = source.model_copy(update={"uri": f"sha256:{plan.base_model.digest}"})
+    settings = plan.recipe.finetune
+    if settings.distill is not None:
+        settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": PINNED})})
     return FinetuneSpec(
         dataset=dataset,
         base_model=source,
         base_model_folder=plan.base_model,
-        settings=plan.recipe.finetune,
+        teacher=plan.teacher,
+        settings=settings,
     )
 
 

@@ -27,6 +27,17 @@ class PlanSpec(Spec):
     """Of the DAG run: a plan looks at files that may have changed, so it is never reused by another run."""
 
 
+class HubModel(Contract):
+    """A model of the Hugging Face hub at one commit."""
+
+    name: str
+    revision: str
+
+
+PinnedModel = ModelRef | FolderRef | HubModel
+"""A model that cannot change: in an artifact, in a folder elsewhere, or on the hub."""
+
+
 class PlanResult(Result):
     recipe: recipes.Recipe
     """Every default filled in."""
@@ -36,6 +47,8 @@ class PlanResult(Result):
     base_model: FolderRef | None
     """None for `init` and for hub ids, whose `recipe.base_model.revision` is then the pinned commit."""
     suite: FileRef | None = None
+    teacher: PinnedModel | None = None
+    """With `finetune.method: distill`."""
 
 
 class GenerateSpec(Spec):
@@ -79,12 +92,14 @@ class FinetuneSpec(Spec):
     """Of validate."""
     base_model: recipes.BaseModelSource
     base_model_folder: FolderRef | None = None
+    teacher: PinnedModel | None = None
     settings: Finetune
 
 
 class FinetuneResult(Result):
     """Files: a Hugging Face folder (config.json, model.safetensors, tokenizer.json, chat_template.jinja, …),
-    loss.png and metrics.jsonl under training/."""
+    loss.png and metrics.jsonl under training/; with an adapter that was not merged, that in peft's form under
+    adapter/, and the base model's weights."""
 
     steps: int
     parameters: int

@@ -215,6 +215,24 @@ class Registry:
         return [found for found in self.versions(name) if found.tags.get(KEY_TAG) == key]
 
 
+def finetuned_model(tracking_uri: str, name: str, version: str) -> ModelRef:
+    """The unquantized model behind a registered version.
+
+    Args:
+        version: a number, or an alias with @ before it.
+
+    Raises:
+        SpecError: there is no such version.
+        DataError: it was not registered by Slipway.
+    """
+    registry = Registry(tracking_uri)
+    number = registry.alias(name, version.removeprefix("@")) if version.startswith("@") else version
+    if number is None:
+        raise SpecError(f"{name} has no alias {version.removeprefix('@')} in MLflow at {tracking_uri}")
+    found = registry.get(name, number)
+    return ModelRef(artifact=RegisterSpec.model_validate(artifacts.read_manifest(found.registration).spec).finetuned)
+
+
 def _every_page(search: Any, **arguments: Any) -> list[Any]:
     page = search(**arguments)
     found = list(page)

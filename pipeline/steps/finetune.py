@@ -6,6 +6,7 @@ and training/loss.png; every node keeps checkpoints in its scratch until the art
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.finetune import Finetune
 from pipeline.contracts.specs import FinetuneResult, FinetuneSpec
@@ -36,8 +37,9 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
     scratch.mkdir(parents=True, exist_ok=True)
     rows_path = job.fetch(spec.dataset) / "train.jsonl"
     model_path = prepare_model(spec, job, rows_path, scratch)
+    teacher_path = prepare_teacher(spec, job, model_path)
     tokenize(rows_path, model_path, scratch / "tokens", settings, job)
-    plan = make_plan(spec, job, model_path, scratch)
+    plan = make_plan(spec, job, model_path, scratch).model_copy(update={"teacher_path": teacher_path})
     train(plan, job, scratch)
     if not job.is_first_node:
         return None
@@ -48,6 +50,8 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
 
 
 def check_nodes(settings: Finetune, job: Job) -> None:
+    if settings.parallelism.auto:
+        raise SpecError("finetune.parallelism is auto, which the plan step replaces by what it chooses: plan first")
     if settings.nodes != job.settings.nodes:
         raise SpecError(
             f"finetune.nodes is {settings.nodes}, but the job runs on {job.settings.nodes} (SLIPWAY_NODES):"
@@ -70,8 +74,18 @@ def prepare_model(spec: FinetuneSpec, job: Job, rows_path: Path, scratch: Path) 
         model_path = scratch / "base"
         shutil.rmtree(model_path, ignore_errors=True)
         base_model.write_new_model(spec.base_model.init, rows_path, model_path)
-    base_model.check_model(model_path, max_seq_len=spec.settings.max_seq_len)
+    base_model.check_model(model_path, spec.settings)
     return model_path
+
+
+def prepare_teacher(spec: FinetuneSpec, job: Job, model_path: Path) -> Path | None:
+    """The teacher's folder on this node, checked; None where there is none."""
+    if spec.teacher is None:
+        return None
+    folder = base_model.teacher_folder(spec.teacher, job)
+    base_model.check_weights(folder)
+    base_model.check_teacher(folder, model_path)
+    return folder
 
 
 def tokenize(rows_path: Path, model_path: Path, folder: Path, settings: Finetune, job: Job) -> None:
@@ -124,9 +138,16 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
         launch.run(command, plan, logs_path)
         return
     params = {
-        **plan.settings.model_dump(exclude={"parallelism"}),
-        "zero": plan.settings.parallelism.zero,
+        **flat(plan.settings.model_dump(exclude_none=True)),
         "threads_per_rank": plan.threads,
     }
     with Tracker(job, params, events_path=plan.events_path, plot_path=plan.output_path / "training" / "loss.png"):
         launch.run(command, plan, logs_path)
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"parallelism": {"zero": 1}}` as `{"parallelism.zero": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.contracts.base import FileRef, canonical_json, sha256_hex
 from pipeline.contracts.recipe import Dataset
 from pipeline.contracts.specs import GenerateSpec, PlanResult, PlanSpec
-from pipeline.inputs import DATA_SUFFIXES, pin_base_model, pin_file, pin_generated
+from pipeline.inputs import DATA_SUFFIXES, pin_base_model, pin_file, pin_generated, pin_teacher
 from pipeline.job import Job
 from pipeline.recipe_files import check_recipe
 
@@ -24,6 +24,8 @@ def run(spec: PlanSpec, job: Job) -> PlanResult:
     source, folder = pin_base_model(recipe.base_model, job.settings.cache_path)
     suite_uri = recipe.validation.suite_uri
     suite = _pin(suite_uri, "validation.suite_uri", job, suffixes=(".json",)) if suite_uri else None
+    distill = recipe.finetune.distill
+    teacher = pin_teacher(distill.teacher, job) if distill else None
     recipe = recipe.model_copy(update={"base_model": source})
     dumped = recipe.model_dump(mode="json")
     Path(job.staging_path / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -35,6 +37,7 @@ def run(spec: PlanSpec, job: Job) -> PlanResult:
         eval=held_out,
         base_model=folder,
         suite=suite,
+        teacher=teacher,
     )
 
 

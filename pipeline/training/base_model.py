@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import fetch_folder
+from pipeline.contracts.base import FolderRef, ModelRef
+from pipeline.contracts.finetune import Finetune
 from pipeline.contracts.recipe import InitModel
-from pipeline.contracts.specs import FinetuneSpec
+from pipeline.contracts.specs import FinetuneSpec, PinnedModel
 from pipeline.errors import SpecError, TransientError
+from pipeline.job import Job
 from pipeline.training.tokens import read_rows
 
 PAD, END = "<|pad|>", "<|end|>"
+STAGED_MODELS = ("llama", "qwen2", "qwen3")
+"""Whose layers can be the stages of a pipeline (pipeline/training/stages.py)."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 """No pickles."""
 SPECIAL_TOKENS = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END]
@@ -106,6 +111,31 @@ def local_folder(spec: FinetuneSpec, cache_path: Path) -> Path:
     return fetch_folder(spec.base_model_folder, cache_path)
 
 
+def teacher_folder(teacher: PinnedModel, job: Job) -> Path:
+    """The teacher's folder on this machine. It raises what `local_folder` does."""
+    if isinstance(teacher, ModelRef):
+        return job.fetch_model(teacher)
+    if isinstance(teacher, FolderRef):
+        return job.fetch_folder(teacher)
+    return _from_hub(teacher.name, teacher.revision)
+
+
+def check_teacher(folder: Path, student: Path) -> None:
+    """Refuses a teacher that does not speak in the student's tokens.
+
+    Raises:
+        SpecError: another vocabulary; names the first token that differs.
+    """
+    theirs, ours = (load_tokenizer(path).get_vocab() for path in (folder, student))
+    if theirs == ours:
+        return
+    token = min(set(theirs.items()) ^ set(ours.items()), key=lambda item: (item[1], item[0]))[0]
+    raise SpecError(
+        f"the teacher ({folder}) and the base model do not share a vocabulary: {token!r} is token {theirs.get(token)}"
+        f" to the teacher and {ours.get(token)} to the base model; distillation needs two models of one tokenizer"
+    )
+
+
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
@@ -134,11 +164,11 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def check_model(folder: Path, *, max_seq_len: int) -> None:
+def check_model(folder: Path, settings: Finetune) -> None:
     """Refuses a base model that cannot be trained as asked.
 
     Raises:
-        SpecError: no config or weights, or `max_seq_len` beyond the model's positions.
+        SpecError: no config or weights, sequences beyond the model's positions, or a model that cannot be spread so.
     """
     from transformers import AutoConfig
 
@@ -146,10 +176,54 @@ def check_model(folder: Path, *, max_seq_len: int) -> None:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise SpecError(f"base model {folder} has no config.json that can be loaded: {error}") from error
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_seq_len > positions:
+    positions, longest = getattr(config, "max_position_embeddings", None), settings.max_seq_len
+    if positions is not None and longest > positions:
         raise SpecError(
-            f"finetune.max_seq_len ({max_seq_len}) exceeds the base model's max_position_embeddings ({positions})"
+            f"finetune.max_seq_len ({longest}) exceeds the base model's max_position_embeddings ({positions})"
+        )
+    check_shape(config, settings)
+
+
+def check_shape(config: Any, settings: Finetune) -> None:
+    """Refuses a model that cannot be spread as asked.
+
+    Args:
+        config: the model's, of transformers.
+
+    Raises:
+        SpecError: heads or layers do not divide, or a kind of model that has no stages.
+    """
+    parallelism = settings.parallelism
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    for kind in ("tensor", "sequence"):
+        degree = getattr(parallelism, kind)
+        if heads % degree:
+            raise SpecError(f"finetune.parallelism.{kind} ({degree}) must divide the model's attention heads ({heads})")
+    if kv_heads % parallelism.tensor:
+        raise SpecError(
+            f"finetune.parallelism.tensor ({parallelism.tensor}) must divide the model's key-value heads ({kv_heads})"
+        )
+    if max(kv_heads, parallelism.sequence) % min(kv_heads, parallelism.sequence):
+        raise SpecError(
+            f"finetune.parallelism.sequence ({parallelism.sequence}) must divide the model's key-value heads"
+            f" ({kv_heads}), or be a multiple of them"
+        )
+    if parallelism.pipeline == 1:
+        return
+    if config.num_hidden_layers < parallelism.pipeline:
+        raise SpecError(
+            f"finetune.parallelism.pipeline ({parallelism.pipeline}) must not exceed the model's layers"
+            f" ({config.num_hidden_layers})"
+        )
+    if config.model_type not in STAGED_MODELS:
+        raise SpecError(
+            f"the base model is a {config.model_type}; finetune.parallelism.pipeline is for {', '.join(STAGED_MODELS)}:"
+            " use zero 3 instead"
+        )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise SpecError(
+            "the base model has layers with sliding-window attention, which the stages of a pipeline do not compute:"
+            " use finetune.parallelism.zero 3 instead of pipeline"
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.training.batches import Sequence
@@ -24,10 +25,12 @@ class MicroBatch:
     positions: Tensor | None = None
     documents: Tensor | None = None
     """Which row each token is of, where several rows share a sequence; None for plain causal attention."""
+    reference: Tensor | None = None
+    """(sequences,): the log-likelihood of each answer before the training, where answers are compared."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.ids, self.targets, self.weights, self.positions, self.documents
+        return self.ids, self.targets, self.weights, self.positions, self.documents, self.reference
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in self.tensors))
@@ -65,6 +68,8 @@ class Collator:
         self.tokens = tokens
         self.pad_id = pad_id
         self.prompt_weight = prompt_weight
+        self.reference: NDArray[np.float32] | None = None
+        """See `MicroBatch.reference`; by row."""
 
     def weight(self, sequences: list[Sequence]) -> float:
         """The sum of the loss weights of `sequences`."""
@@ -103,6 +108,7 @@ class Collator:
             weights=torch.from_numpy(weights),
             positions=torch.from_numpy(positions) if packed else None,
             documents=torch.from_numpy(document) if packed else None,
+            reference=None if self.reference is None else torch.from_numpy(self.reference[[s[0] for s in sequences]]),
         )
 
     def _weights(self, is_answer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -135,6 +141,8 @@ class WeightedLoss(nn.Module):  # type: ignore[misc]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config
+        """It says how the layers are sliced for tensor parallelism."""
 
     def forward(self, batch: MicroBatch) -> Tensor:
         return (token_losses(self.logits(batch), batch.targets) * batch.weights).sum()

@@ -22,6 +22,8 @@ class TrainingPlan(Contract):
     """Of each rank."""
     model_path: Path
     """config.json, the tokenizer, and the weights unless `fresh`."""
+    teacher_path: Path | None = None
+    """With method distill: as `model_path`."""
     fresh: bool
     """The weights start at random, from the seed."""
     tokens_path: Path

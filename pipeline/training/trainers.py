@@ -7,13 +7,14 @@ ranks and micro-batches, nor whether the shares are equal.
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from pipeline.contracts.finetune import Finetune
-from pipeline.errors import SpecError
 from pipeline.training.engine import make_engine
-from pipeline.training.loss import MicroBatch, WeightedLoss, token_losses
+from pipeline.training.loss import Collator, MicroBatch, WeightedLoss, token_losses
 from pipeline.training.place import Place
 from pipeline.training.stages import layers_of
 
@@ -50,6 +51,7 @@ class EngineTrainer:
                 objective.model.enable_input_require_grads()
         mpu = _spread_sequences(objective.model, settings, place) if parallelism.sequence > 1 else None
         self.place = place
+        self._adapters_only = settings.method == "lora"
         self.engine = make_engine(objective, settings, place, mpu=mpu)
         self.engine.train()
         # The engine averages over data-parallel ranks and micro-batches; what is wanted is their sum. It adds up the
@@ -71,14 +73,38 @@ class EngineTrainer:
             share += float(loss.detach())
         return share if self.place.counts_its_loss else 0.0
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def likelihoods(self, collator: Collator, *, lines_at_once: int) -> NDArray[np.float32]:
+        """Of every row's answer under the model as it is, in nats; every rank calls it.
+
+        Args:
+            lines_at_once: rows in a micro-batch.
+        """
+        engine, ranks = self.engine, self.place.data_ranks
+        rows = np.arange(len(collator.tokens.lengths))
+        found = torch.zeros(len(rows), dtype=torch.float64)
+        batches = np.array_split(rows, -(-len(rows) // (lines_at_once * ranks)) * ranks)
+        engine.eval()
+        # Ranks with the same number of batches: with ZeRO-3 each forward pass is an exchange.
+        for batch in batches[self.place.data_rank :: ranks]:
+            lines = batch if len(batch) else rows[:1]
+            values = engine(collator.collate([(int(row),) for row in lines]).to(engine.device))
+            if len(batch) and self.place.counts_its_loss:
+                found[batch] = values.double().cpu()
+        engine.train()
+        found = found.to(engine.device)
+        distributed.all_reduce(found)
+        likelihoods: NDArray[np.float32] = found.float().cpu().numpy()
+        return likelihoods
+
     def gather(self) -> dict[str, Tensor] | None:
-        parallelism = self.place.parallelism
+        parallelism, trained = self.place.parallelism, {"exclude_frozen_parameters": self._adapters_only}
         if parallelism.zero == 3:
-            state = self.engine._zero3_consolidated_16bit_state_dict()
+            state = self.engine._zero3_consolidated_16bit_state_dict(**trained)
         elif parallelism.tensor > 1:
             state = self.engine._consolidated_16bit_state_dict()
         else:
-            state = self.engine.module.state_dict() if self.place.rank == 0 else None
+            state = self.engine.module_state_dict(**trained)
         if self.place.rank != 0:
             return None
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
@@ -166,49 +192,3 @@ class PipelineTrainer:
     def _loss(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
         targets, weights = labels
         return (token_losses(logits, targets) * weights).sum() * (self._scale / max(self._total_weight, 1e-9))
-
-
-def check_shape(config: Any, settings: Finetune) -> None:
-    """Refuses a model that cannot be spread as asked.
-
-    Args:
-        config: the model's, of transformers.
-
-    Raises:
-        SpecError: heads or layers do not divide, or a kind of model that has no stages.
-    """
-    parallelism = settings.parallelism
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    for kind in ("tensor", "sequence"):
-        degree = getattr(parallelism, kind)
-        if heads % degree:
-            raise SpecError(f"finetune.parallelism.{kind} ({degree}) must divide the model's attention heads ({heads})")
-    if kv_heads % parallelism.tensor:
-        raise SpecError(
-            f"finetune.parallelism.tensor ({parallelism.tensor}) must divide the model's key-value heads ({kv_heads})"
-        )
-    if max(kv_heads, parallelism.sequence) % min(kv_heads, parallelism.sequence):
-        raise SpecError(
-            f"finetune.parallelism.sequence ({parallelism.sequence}) must divide the model's key-value heads"
-            f" ({kv_heads}), or be a multiple of them"
-        )
-    if parallelism.pipeline == 1:
-        return
-    if config.num_hidden_layers < parallelism.pipeline:
-        raise SpecError(
-            f"finetune.parallelism.pipeline ({parallelism.pipeline}) must not exceed the model's layers"
-            f" ({config.num_hidden_layers})"
-        )
-    if config.model_type not in STAGED_MODELS:
-        raise SpecError(
-            f"the base model is a {config.model_type}; finetune.parallelism.pipeline is for {', '.join(STAGED_MODELS)}:"
-            " use zero 3 instead"
-        )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise SpecError(
-            "the base model has layers with sliding-window attention, which the stages of a pipeline do not compute:"
-            " use finetune.parallelism.zero 3 instead of pipeline"
-        )
-
-
-STAGED_MODELS = ("llama", "qwen2", "qwen3")

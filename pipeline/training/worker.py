@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from pipeline.contracts.finetune import Finetune
+from pipeline.contracts.finetune import Dpo, Lora
 from pipeline.errors import SlipwayError
 from pipeline.training.plan import Outcome, TrainingPlan, write_fault
 
 if TYPE_CHECKING:
     from pipeline.training.place import Place
-    from pipeline.training.trainers import Trainer
 
 _PR_SET_PDEATHSIG = 1
+LINES_AT_ONCE = 16
+"""Rows in a forward pass that only looks at their likelihood."""
 
 
 def die_with_parent() -> None:
@@ -76,7 +77,11 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     collator = Collator(tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight)
     schedule = make_schedule(tokens.lengths, plan.settings)
-    trainer = make_trainer(model, plan.settings, place)
+    trainer = make_trainer(model, plan, place)
+    if plan.settings.method == "dpo":
+        collator.reference = trainer.likelihoods(
+            collator, lines_at_once=trainer.engine.train_micro_batch_size_per_gpu()
+        )
     started = time.monotonic()
     with plan.events_path.open("a") if rank == 0 else open("/dev/null", "w") as events:
         loop = Loop(plan, trainer, collator, schedule, place, events if rank == 0 else None)
@@ -101,14 +106,49 @@ def load_model(plan: TrainingPlan) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(plan.model_path), dtype=torch.float32)
 
 
-def make_trainer(model: Any, settings: Finetune, place: "Place") -> "Trainer":
-    """What trains `model` as `settings` say."""
+def make_trainer(model: Any, plan: TrainingPlan, place: "Place") -> Any:
+    """What trains `model` by the plan's method."""
+    from pipeline.training import adapters
     from pipeline.training.loss import WeightedLoss
+    from pipeline.training.objectives import DistillLoss, DpoLoss
     from pipeline.training.trainers import EngineTrainer, PipelineTrainer
 
-    if settings.parallelism.pipeline > 1:
-        return PipelineTrainer(model, settings, place)
-    return EngineTrainer(WeightedLoss(model), settings, place)
+    settings = plan.settings
+    objective: WeightedLoss
+    match settings.method:
+        case "full" if settings.parallelism.pipeline > 1:
+            return PipelineTrainer(model, settings, place)
+        case "full":
+            objective = WeightedLoss(model)
+        case "lora":
+            objective = WeightedLoss(adapters.add(model, settings.lora or Lora(), seed=settings.seed))
+        case "distill":
+            assert settings.distill is not None  # by the contract
+            objective = DistillLoss(model, load_teacher(plan), settings.distill)
+        case "dpo":
+            objective = DpoLoss(model, settings.dpo or Dpo())
+    return EngineTrainer(objective, settings, place)
+
+
+def load_teacher(plan: TrainingPlan) -> Any:
+    """The teacher, in the precision of the training; with ZeRO-3 spread over the ranks like the student."""
+    import deepspeed
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.settings.precision]
+    teacher = AutoModelForCausalLM.from_pretrained(plan.teacher_path, dtype=dtype, use_safetensors=True)
+    teacher.eval().requires_grad_(False)
+    if plan.settings.parallelism.zero < 3:
+        return teacher.to(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "fp16": {"enabled": dtype is torch.float16},
+        "steps_per_print": 10**9,
+    }
+    return deepspeed.initialize(model=teacher, config=config)[0].eval()
 
 
 def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
@@ -131,10 +171,23 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
 
 
 def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]], outcome: Outcome) -> None:
+    from pipeline.training import adapters
     from pipeline.training.export import save_history, save_model
 
-    save_model(state, plan.model_path, plan.output_path, precision=plan.settings.precision)
-    save_history(history, plan.output_path / "training")
+    settings, target = plan.settings, plan.output_path
+    if settings.method == "lora":
+        lora, base = settings.lora or Lora(), load_model(plan)
+        if lora.output == "adapter":
+            save_model(base.state_dict(), plan.model_path, target, precision=settings.precision)
+        model = adapters.add(base, lora, seed=settings.seed)
+        if lora.output == "adapter":
+            adapters.load(model, state)
+            adapters.save(model, target / adapters.FOLDER)
+        else:
+            save_model(adapters.merged(model, state), plan.model_path, target, precision=settings.precision)
+    else:
+        save_model(state, plan.model_path, target, precision=settings.precision)
+    save_history(history, target / "training")
     plan.outcome_path.write_text(outcome.model_dump_json())
 
 

@@ -29,6 +29,19 @@ MODES: dict[str, dict[str, Any]] = {
     "sequence 2 × data 2 with ZeRO-3": {"nodes": 4, "parallelism": {"sequence": 2, "zero": 3}},
 }  # fmt: skip
 
+KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "Qwen2, tied, in a pipeline": ("Qwen2", True, {"parallelism": {"pipeline": 2}, "gradient_accumulation": 2}),
+    "Qwen2, tied, with packed rows in a pipeline": (
+        "Qwen2", True, {"parallelism": {"pipeline": 2}, "batching": "packing", "max_seq_len": 48},
+    ),
+    "Llama, tied, in slices": ("Llama", True, {"parallelism": {"tensor": 2}}),
+    "Qwen3, in slices": ("Qwen3", False, {"parallelism": {"tensor": 2}}),
+    "Qwen3, tied, with ZeRO-3 and all of it offloaded": (
+        "Qwen3", True, {"parallelism": {"zero": 3}, "offload": {"optimizer": True, "parameters": True}},
+    ),
+    "Qwen2, in parts of sequences": ("Qwen2", False, {"parallelism": {"sequence": 2}}),
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,3 +76,33 @@ def test_it_learns_what_one_process_learns(
     trained = train_on_ranks(small(**MODES[mode]), llama, tokens, tmp_path / "home")
     assert trained.losses == pytest.approx(losses, abs=AGREE)
     same_logits(trained, model)
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_other_kinds_of_model_learn_the_same_too(case: str, tokens: Path, tmp_path: Path) -> None:
+    """Qwen, tied embeddings and packed rows."""
+    kind, tied, settings = KINDS[case]
+    base = write_model(tmp_path / "model", kind, tied=tied)
+    spread = small(nodes=2, **settings)
+    alone = small(**{name: settings[name] for name in ("batching", "max_seq_len") if name in settings})
+    losses, plain = train_plainly(alone, base, tokens)
+    trained = train_on_ranks(spread, base, tokens, tmp_path / "home")
+    assert trained.losses == pytest.approx(losses, abs=AGREE)
+    same_logits(trained, plain.model.eval())
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16"},
+    "bf16 with ZeRO-3": {"precision": "bf16", "parallelism": {"zero": 3}},
+    "fp16": {"precision": "fp16"},
+    "gradients exchanged in bf16": {"communication": {"dtype": "bf16"}},
+}
+
+
+@pytest.mark.parametrize("case", PRECISIONS)
+def test_lower_precisions_stay_close_to_fp32(
+    case: str, alone: tuple[list[float], Any], llama: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Within 2 % of the loss at every step; fp16 does not lose the steps that its loss scale makes too large."""
+    trained = train_on_ranks(small(nodes=2, **PRECISIONS[case]), llama, tokens, tmp_path / "home")
+    assert trained.losses == pytest.approx(alone[0], rel=0.02)
