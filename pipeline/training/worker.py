@@ -148,7 +148,9 @@ def load_teacher(plan: TrainingPlan) -> Any:
         "fp16": {"enabled": dtype is torch.float16},
         "steps_per_print": 10**9,
     }
-    return deepspeed.initialize(model=teacher, config=config)[0].eval()
+    engine = deepspeed.initialize(model=teacher, config=config)[0]
+    engine.eval()
+    return engine
 
 
 def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
