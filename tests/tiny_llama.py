@@ -9,6 +9,7 @@ FOLDER then holds `model/` (config.json, model.safetensors, tokenizer.json, chat
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,32 @@ def write_model(folder: Path, *, hidden_size: int = 64, intermediate_size: int =
         train(model, tokenizer, steps)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def write_adapted_model(source: Path, folder: Path) -> None:
+    """The model of `source` without its attention's outputs, and an adapter of full rank that puts them back."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    adapter = {}
+    for name in [name for name in weights if "o_proj" in name]:
+        module, weight = f"base_model.model.{name.removesuffix('.weight')}", weights[name]
+        adapter[f"{module}.lora_A.weight"] = weight.new_zeros(weight.shape[1], weight.shape[1]).fill_diagonal_(1)
+        adapter[f"{module}.lora_B.weight"] = weight
+        weights[name] = weight.new_zeros(weight.shape)
+        rank = weight.shape[1]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter").mkdir()
+    save_file(adapter, folder / "adapter" / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": ["o_proj"],
+    }
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
 
 def make_tokenizer() -> Any:

@@ -1,5 +1,7 @@
 """The recipe's `finetune` section: what is trained, from which rows, on how many ranks, and how the model is spread."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -181,95 +183,104 @@ class Finetune(Contract):
         return self
 
 
-def refusals(settings: Finetune) -> list[str]:
-    """Why this combination of settings does not work, each with the nearest that does; empty if it works.
+@dataclass(frozen=True)
+class Rule:
+    """A combination that does not work. The texts may name fields of the parallelism `p` and of the settings `s`."""
 
-    What DeepSpeed 0.19 does with each is in docs/adr/0034-kinds-of-parallelism.md.
-    """
-    spread, found = settings.parallelism, []
+    applies: Callable[[Parallelism, Finetune], bool]
+    combination: str
+    reason: str
+    nearest: str
 
-    def refuse(condition: bool, combination: str, reason: str, nearest: str) -> None:
-        if condition:
-            found.append(f"{combination} does not work: {reason}; nearest that works: {nearest}")
 
-    tensor, pipeline, sequence = spread.tensor > 1, spread.pipeline > 1, spread.sequence > 1
-    method, zero = settings.method, spread.zero
-    refuse(
-        tensor and pipeline,
-        f"tensor {spread.tensor} with pipeline {spread.pipeline}",
+RULES = (
+    Rule(
+        lambda p, s: p.tensor > 1 and p.pipeline > 1,
+        "tensor {p.tensor} with pipeline {p.pipeline}",
         "the layers of a pipeline are not sliced",
-        f"tensor {spread.model_ranks}, or pipeline {spread.model_ranks} with zero 1",
-    )
-    refuse(
-        tensor and sequence,
-        f"tensor {spread.tensor} with sequence {spread.sequence}",
+        "tensor {p.model_ranks}, or pipeline {p.model_ranks} with zero 1",
+    ),
+    Rule(
+        lambda p, s: p.tensor > 1 and p.sequence > 1,
+        "tensor {p.tensor} with sequence {p.sequence}",
         "both would divide the attention heads",
-        f"sequence {spread.model_ranks} with zero 3",
-    )
-    refuse(
-        pipeline and sequence,
-        f"pipeline {spread.pipeline} with sequence {spread.sequence}",
+        "sequence {p.model_ranks} with zero 3",
+    ),
+    Rule(
+        lambda p, s: p.pipeline > 1 and p.sequence > 1,
+        "pipeline {p.pipeline} with sequence {p.sequence}",
         "a stage would need the whole sequence",
-        f"sequence {spread.model_ranks} with zero 3, or pipeline {spread.model_ranks} with zero 1",
-    )
-    refuse(
-        pipeline and zero == 0,
+        "sequence {p.model_ranks} with zero 3, or pipeline {p.model_ranks} with zero 1",
+    ),
+    Rule(
+        lambda p, s: p.pipeline > 1 and p.zero == 0,
         "pipeline with zero 0",
         "each stage would clip its gradients by its own norm",
         "pipeline with zero 1",
-    )
-    refuse(
-        pipeline and zero >= 2,
-        f"pipeline with zero {zero}",
+    ),
+    Rule(
+        lambda p, s: p.pipeline > 1 and p.zero >= 2,
+        "pipeline with zero {p.zero}",
         "the gradients of a stage's micro-batches must stay whole until the last of them",
         "pipeline with zero 1",
-    )
-    refuse(
-        pipeline and method != "full",
-        f"pipeline with method {method}",
+    ),
+    Rule(
+        lambda p, s: p.pipeline > 1 and s.method != "full",
+        "pipeline with method {s.method}",
         "the stages of a pipeline pass one model's activations on, and nothing beside them",
         "method full, or zero 3 instead of the pipeline",
-    )
-    refuse(
-        tensor and method == "lora",
+    ),
+    Rule(
+        lambda p, s: p.tensor > 1 and s.method == "lora",
         "tensor with method lora",
         "the adapters' matrices are not sliced with their layers",
         "zero 3 instead of tensor",
-    )
-    refuse(
-        sequence and method in ("distill", "dpo"),
-        f"sequence with method {method}",
+    ),
+    Rule(
+        lambda p, s: p.sequence > 1 and s.method in ("distill", "dpo"),
+        "sequence with method {s.method}",
         "its loss compares whole answers or two models, and a rank has parts of both",
         "zero 3 instead of sequence",
-    )
-    refuse(
-        sequence and settings.batching == "packing",
+    ),
+    Rule(
+        lambda p, s: p.sequence > 1 and s.batching == "packing",
         "sequence with batching packing",
         "a rank sees a part of a sequence, and cannot keep its rows apart",
         "batching length_grouped",
-    )
-    refuse(
-        method == "dpo" and settings.batching == "packing",
+    ),
+    Rule(
+        lambda p, s: s.method == "dpo" and s.batching == "packing",
         "batching packing with method dpo",
         "each answer needs a likelihood of its own",
         "batching length_grouped",
-    )
-    refuse(
-        method == "dpo" and settings.prompt_loss_weight > 0,
-        f"prompt_loss_weight {settings.prompt_loss_weight} with method dpo",
+    ),
+    Rule(
+        lambda p, s: s.method == "dpo" and s.prompt_loss_weight > 0,
+        "prompt_loss_weight {s.prompt_loss_weight} with method dpo",
         "pairs are told apart by their answers alone",
         "prompt_loss_weight 0",
-    )
-    refuse(
-        settings.offload.optimizer and zero == 0,
+    ),
+    Rule(
+        lambda p, s: s.offload.optimizer and p.zero == 0,
         "offload.optimizer with zero 0",
         "every rank uses the whole optimizer state at once",
         "zero 1",
-    )
-    refuse(
-        settings.offload.parameters and zero != 3,
-        f"offload.parameters with zero {zero}",
+    ),
+    Rule(
+        lambda p, s: s.offload.parameters and p.zero != 3,
+        "offload.parameters with zero {p.zero}",
         "every rank uses all its parameters at once",
         "zero 3",
-    )
-    return found
+    ),
+)
+"""What DeepSpeed 0.19 does with each is in docs/adr/0034-kinds-of-parallelism.md."""
+
+
+def refusals(settings: Finetune) -> list[str]:
+    """Why this combination of settings does not work, each with the nearest that does; empty if it works."""
+    names = {"p": settings.parallelism, "s": settings}
+    return [
+        f"{rule.combination} does not work: {rule.reason}; nearest that works: {rule.nearest}".format(**names)
+        for rule in RULES
+        if rule.applies(settings.parallelism, settings)
+    ]

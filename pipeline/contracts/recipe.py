@@ -261,6 +261,17 @@ class Recipe(Contract):
         return self
 
     @model_validator(mode="after")
+    def _adapter_is_served_whole(self) -> Self:
+        """Calibration and the quantized kernels know the base model alone."""
+        lora = self.finetune.lora
+        if lora is not None and lora.output == "adapter" and self.compress.ladder != ("none",):
+            raise ValueError(
+                f"compress.ladder {list(self.compress.ladder)} quantizes a whole model; with finetune.lora.output"
+                " adapter it must be [none], or let the output be merged"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         init = self.base_model.init
         if init and self.finetune.max_seq_len > init.max_position_embeddings:

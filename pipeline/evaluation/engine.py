@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import settings
+from pipeline.adapter_files import Adapter, adapter_of
 from pipeline.evaluation.rows import Row
 
 MAX_SEQUENCES = 64
@@ -39,9 +40,10 @@ class Answer:
 class Engine:
     """A loaded model. See `open_engine`."""
 
-    def __init__(self, llm: Any, max_model_len: int) -> None:
+    def __init__(self, llm: Any, max_model_len: int, adapter: Adapter | None = None) -> None:
         self._llm = llm
         self._max_model_len = max_model_len
+        self._adapter = adapter
 
     def answer(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
         """The model's own answers, and how likely it finds the references. All rows must fit the model's length."""
@@ -58,6 +60,7 @@ class Engine:
         outputs = self._llm.generate(
             [{"prompt_token_ids": ids} for ids, _ in requests],
             [sampling for _, sampling in requests],
+            lora_request=self._lora(),
             use_tqdm=False,
         )
         return [
@@ -69,6 +72,11 @@ class Engine:
             for row, own, scored in zip(rows, outputs[: len(rows)], outputs[len(rows) :], strict=True)
         ]
 
+    def _lora(self) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("adapter", 1, str(self._adapter.path)) if self._adapter else None
+
     def _room(self, row: Row) -> int:
         return self._max_model_len - len(row.prompt_ids)
 
@@ -78,7 +86,7 @@ def open_engine(model_path: Path, *, max_model_len: int, cache_path: Path) -> It
     """Loads the model for as long as the context lasts.
 
     Args:
-        model_path: a folder in Hugging Face form, quantized or not.
+        model_path: a folder in Hugging Face form, quantized or not; an adapter in it is applied.
         max_model_len: tokens of prompt and answer together.
         cache_path: where the engine may keep files of its own.
     """
@@ -89,6 +97,8 @@ def open_engine(model_path: Path, *, max_model_len: int, cache_path: Path) -> It
 
     torch.cpu._init_amx()  # the 4-bit kernel needs the permission, see pipeline/fleet/replica_worker.py
     sequences, cache_bytes = kv_cache(model_path, max_model_len)
+    adapter = adapter_of(model_path)
+    lora = {"max_lora_rank": adapter.room, "lora_target_modules": adapter.targets} if adapter else {}
     llm = LLM(
         model=str(model_path),
         max_model_len=max_model_len,
@@ -99,9 +109,11 @@ def open_engine(model_path: Path, *, max_model_len: int, cache_path: Path) -> It
         disable_log_stats=True,
         use_tqdm_on_load=False,
         seed=0,
+        enable_lora=adapter is not None,
+        **lora,
     )
     try:
-        yield Engine(llm, max_model_len)
+        yield Engine(llm, max_model_len, adapter)
     finally:
         del llm
         gc.collect()

@@ -5,6 +5,7 @@ Reads a verified bundle folder; the engine keeps its compile cache in a folder t
 
 from pathlib import Path
 
+from pipeline.adapter_files import adapter_of
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.base import Contract
 from pipeline.fleet.state import Replica
@@ -31,7 +32,7 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
     """`python_path` is the interpreter of the serve environment."""
     return (
         *(str(python_path), "-m", "vllm.entrypoints.cli.main", "serve", str(plan.bundle_path)),
-        *("--served-model-name", plan.model),
+        *_names(plan),
         *("--host", plan.replica.host, "--port", str(plan.replica.port)),
         *("--max-model-len", str(plan.settings.max_model_len)),
         *("--kv-cache-memory-bytes", str(plan.settings.kv_cache_mib << 20)),
@@ -41,6 +42,18 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
         *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
         *("--uvicorn-log-level", "warning"),
         "--enforce-eager",
+    )
+
+
+def _names(plan: ReplicaPlan) -> tuple[str, ...]:
+    """Clients ask for `plan.model`: the model, or the adapter that is applied to it."""
+    adapter = adapter_of(plan.bundle_path)
+    if adapter is None:
+        return ("--served-model-name", plan.model)
+    return (
+        *("--served-model-name", f"{plan.model}.base"),
+        *("--enable-lora", "--max-lora-rank", str(adapter.room), "--lora-target-modules", *adapter.targets),
+        *("--lora-modules", f"{plan.model}={adapter.path}"),
     )
 
 

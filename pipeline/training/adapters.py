@@ -10,9 +10,6 @@ from pipeline.contracts.finetune import Lora
 from pipeline.errors import SpecError
 from pipeline.imports import hide
 
-FOLDER = "adapter"
-"""In the artifact, beside the base model's files."""
-
 
 def add(model: Any, settings: Lora, *, seed: int) -> Any:
     """`model` with adapters, all else frozen. The same seed gives the same matrices.

@@ -173,6 +173,7 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
 
 
 def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]], outcome: Outcome) -> None:
+    from pipeline.adapter_files import FOLDER
     from pipeline.training import adapters
     from pipeline.training.export import save_history, save_model
 
@@ -184,7 +185,7 @@ def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, floa
         model = adapters.add(base, lora, seed=settings.seed)
         if lora.output == "adapter":
             adapters.load(model, state)
-            adapters.save(model, target / adapters.FOLDER)
+            adapters.save(model, target / FOLDER)
         else:
             save_model(adapters.merged(model, state), plan.model_path, target, precision=settings.precision)
     else:

@@ -1,6 +1,7 @@
 """evaluate and evaluate_compressed with the real engine and really quantized models, on a model that knows its rows."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,12 @@ class Release:
         tiny_llama.write_data(folder / "data")
         tiny_llama.write_model(folder / "model", hidden_size=128, intermediate_size=384)
         tiny_llama.write_model(folder / "random", hidden_size=128, intermediate_size=384, steps=0)
+        tiny_llama.write_adapted_model(folder / "model", folder / "adapted")
+        shutil.copytree(folder / "adapted", folder / "bare", ignore=shutil.ignore_patterns("adapter"))
         self.dataset = publish_folder(self.store, "validate", folder / "data")
         self.model = ModelRef(artifact=publish_folder(self.store, "finetune", folder / "model"))
+        self.adapted = ModelRef(artifact=publish_folder(self.store, "finetune", folder / "adapted"))
+        self.bare = ModelRef(artifact=publish_folder(self.store, "finetune", folder / "bare"))
         self.random = ModelRef(artifact=publish_folder(self.store, "finetune", folder / "random"))
 
     def entry(self, step, spec, store=None):
@@ -93,9 +98,11 @@ def evaluated(release):
         release.entry("evaluate", release.evaluate_spec(release.model), store=f"{release.store}-again"),
         release.entry("evaluate", release.evaluate_spec(release.random)),
         release.entry("evaluate", release.evaluate_spec(release.model, max_model_len=14)),
+        release.entry("evaluate", release.evaluate_spec(release.adapted)),
+        release.entry("evaluate", release.evaluate_spec(release.bare)),
     ]
     outcomes = run_steps(Path(sys.executable), plan, release.environment)
-    return dict(zip(("model", "again", "random", "short"), outcomes, strict=True))
+    return dict(zip(("model", "again", "random", "short", "adapted", "bare"), outcomes, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +162,13 @@ def test_evaluating_twice_gives_the_same_artifact(evaluated):
     """Every prediction and every loss, by digest."""
     digests = [artifacts.read_manifest(evaluated[name]["uri"]).digest for name in ("model", "again")]
     assert digests[0] == digests[1]
+
+
+def test_an_adapter_beside_a_model_is_applied_to_it(evaluated):
+    """Without it the same weights know next to nothing."""
+    adapted, bare = (result_of(evaluated[name], EvaluateResult).scores for name in ("adapted", "bare"))
+    assert adapted.exact_match.value == 1
+    assert bare.exact_match.value < 0.5
 
 
 def test_the_manifest_keeps_what_was_measured(evaluated):

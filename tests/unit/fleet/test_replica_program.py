@@ -1,6 +1,7 @@
 """How a replica is started, and the version on its answers."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,11 @@ from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import ROOT
 from pipeline.stack.layout import LOOPBACK, Layout
-from pipeline.stack.supervisor import Supervisor
+from pipeline.stack.supervisor import Program, Supervisor
 
 
-def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path) -> None:
-    """SIGKILL comes later than the engine's own patience."""
+def program_of(tmp_path: Path) -> Program:
+    """Of a replica of what lies in `bundle`."""
     plan = ReplicaPlan(
         replica=Replica(id=replica_id("m", "3", generation=7, index=0), port=20_001),
         model="m",
@@ -30,8 +31,13 @@ def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path)
         settings=Rollout(kv_cache_mib=64, max_model_len=512),
         core=1,
     )
-    program = VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan)
-    options = dict(zip(program.command, program.command[1:], strict=False))
+    return VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan)
+
+
+def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path) -> None:
+    """SIGKILL comes later than the engine's own patience."""
+    program = program_of(tmp_path)
+    options = dict(itertools.pairwise(program.command))
     assert program.name == "replica-m-v3-g7-0"
     assert options["--host"] == "127.0.0.1"
     assert options["--served-model-name"] == "m"
@@ -39,6 +45,17 @@ def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path)
     assert options["--max-model-len"] == "512"
     assert program.stop_wait_s > int(options["--shutdown-timeout"])
     assert program.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1"
+
+
+def test_an_adapter_answers_under_the_models_name(tmp_path: Path) -> None:
+    """With room for its rank; the base model goes by another name, which no route leads to."""
+    adapter = tmp_path / "bundle" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"r": 12, "target_modules": ["q_proj"]}')
+    options = dict(itertools.pairwise(program_of(tmp_path).command))
+    assert options["--served-model-name"] == "m.base"
+    assert options["--lora-modules"] == f"m={adapter}"
+    assert (options["--max-lora-rank"], options["--lora-target-modules"]) == ("16", "q_proj")
 
 
 def test_replicas_get_ports_of_their_own(tmp_path: Path) -> None:
