@@ -1,6 +1,8 @@
 """DeepSpeed, set up so that it needs no compiler: torch's own AdamW, and gloo's all-reduce on CPU."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -111,9 +113,35 @@ def make_engine(model: nn.Module, settings: Finetune, place: Place, *, mpu: Any 
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
     )
-    config = engine_settings(settings, place, sum(parameter.numel() for parameter in model.parameters()))
+    config = engine_settings(settings, place, num_parameters(model))
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
     return engine
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Also of a parameter that ZeRO-3 has spread over the ranks."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(math.prod(whole_shape(parameter)) for parameter in model.parameters())
+
+
+@contextmanager
+def spread_from_the_start(settings: Finetune, place: Place) -> Iterator[None]:
+    """Models that transformers makes meanwhile are spread over the ranks as they are loaded, with ZeRO-3: no rank ever
+    holds one whole."""
+    if settings.parallelism.zero != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    config = HfDeepSpeedConfig(engine_settings(settings, place, MAX_LIVE_PARAMETERS))
+    try:
+        yield
+    finally:
+        del config
+        unset_hf_deepspeed_config()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -123,7 +151,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (others if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
+            is_map = len(whole_shape(parameter)) >= 2 and id(parameter) not in embeddings
+            (decayed if is_map else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -58,7 +58,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from torch import distributed
 
     from pipeline.training.batches import make_schedule
-    from pipeline.training.engine import join
+    from pipeline.training.engine import join, num_parameters, spread_from_the_start
     from pipeline.training.loop import Loop
     from pipeline.training.loss import Collator
     from pipeline.training.place import Place
@@ -73,8 +73,9 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     join(rank, plan.world_size)
     place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
-    model = load_model(plan)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with spread_from_the_start(plan.settings, place):
+        model = load_model(plan)
+    parameters = num_parameters(model)
     collator = Collator(tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight)
     schedule = make_schedule(tokens.lengths, plan.settings)
     trainer = make_trainer(model, plan, place)
