@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 
 from pipeline import artifacts
 from pipeline.artifacts.digests import folder_digest
+from pipeline.contracts.base import ModelRef
 from pipeline.errors import IntegrityError, SpecError
-from pipeline.registry.models import Registry
+from pipeline.registry.models import Registry, finetuned_model
 from tests.integration.finished_release import FinishedRelease
 from tests.integration.mlflow_server import MlflowServer
 
@@ -146,6 +147,20 @@ def test_two_processes_that_register_the_same_get_one_version(
         )
     assert len(set(versions)) == 1
     assert [found.version for found in registry.versions(finished_release.recipe.name)] == versions[:1]
+
+
+def test_a_teacher_in_the_registry_is_pinned_as_its_unquantized_model(
+    finished_release: FinishedRelease, registry: Registry
+) -> None:
+    """By version or alias; what the release quantized teaches nothing that it did not know before."""
+    spec = finished_release.build(GOOD)
+    assert finished_release.register(spec) == 0
+    name = finished_release.recipe.name
+    registry.set_alias(name, "champion", "1")
+    for version in ("1", "@champion"):
+        assert finetuned_model(registry.tracking_uri, name, version) == ModelRef(artifact=spec.finetuned)
+    with pytest.raises(SpecError, match="has no alias teacher"):
+        finetuned_model(registry.tracking_uri, name, "@teacher")
 
 
 def test_an_unknown_version_is_answered_with_the_known_ones(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from pipeline import artifacts, settings
 from pipeline.artifacts.digests import file_digest, folder_digest
 from pipeline.artifacts.uris import file_uri
+from pipeline.contracts.base import ArtifactRef, FolderRef, step_key
+from pipeline.contracts.release import finetune_spec
 from pipeline.contracts.specs import PlanResult, PlanSpec
 from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.job import Job
@@ -201,3 +204,33 @@ def test_a_link_to_a_model_folder_of_the_hubs_cache_is_pinned_by_content(inputs:
 
     assert planned.base_model is not None
     assert planned.base_model.digest == folder_digest(inputs / "model")
+
+
+def test_a_teacher_is_pinned_by_its_digest_and_the_key_forgets_where_it_lies(inputs: Path, tmp_path: Path) -> None:
+    """Two folders with the same bytes are the same teacher."""
+    shutil.copytree(inputs / "model", tmp_path / "elsewhere")
+    specs = []
+    for teacher in (inputs / "model", tmp_path / "elsewhere"):
+        finetune = {"method": "distill", "distill": {"teacher": str(teacher)}}
+        planned, _ = run(tmp_path, recipe(inputs, finetune=finetune))
+        assert planned.teacher == FolderRef(uri=file_uri(teacher), digest=folder_digest(teacher))
+        dataset = ArtifactRef(uri=file_uri(tmp_path / "validate"), digest="0" * 64)
+        specs.append(step_key("finetune", 1, finetune_spec(planned, dataset)))
+    assert specs[0] == specs[1]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ("/nowhere/at/all", "finetune.distill.teacher: /nowhere/at/all holds no model"),
+        ("models:/Large Model", "finetune.distill.teacher is 'models:/Large Model', expected models:/NAME@ALIAS"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_refused_by_its_field(
+    inputs: Path, tmp_path: Path, teacher: str, said: str
+) -> None:
+    """Before anything is trained."""
+    finetune = {"method": "distill", "distill": {"teacher": teacher}}
+    with pytest.raises(SpecError) as caught:
+        run(tmp_path, recipe(inputs, finetune=finetune))
+    assert said in str(caught.value)
