@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from pipeline.contracts.base import Contract
+from pipeline.contracts.cluster import Cluster
 from pipeline.contracts.finetune import Finetune, Fraction, PositiveInt
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -221,6 +222,8 @@ class Resources(Contract):
     evaluate: StepResources = StepResources(memory_gb=8, shm_gb=1)
     """Of evaluate and evaluate_compressed."""
     compress: StepResources = StepResources(memory_gb=8, shm_gb=1)
+    cluster: Cluster | None = None
+    """What fine-tuning's ranks compute on, for `slipway plan` and `parallelism: auto`; None: cores."""
 
 
 class Recipe(Contract):

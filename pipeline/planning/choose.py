@@ -1,0 +1,177 @@
+"""Which parallelism: all that the ranks allow are forecast, those that do not fit are dropped, the fastest is taken."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from pipeline.contracts.finetune import Finetune, Parallelism
+from pipeline.planning.forecasts import Forecast, forecast
+from pipeline.planning.hardware import Hardware
+from pipeline.planning.shapes import ModelShape
+from pipeline.planning.workload import Workload
+
+Verdict = Literal["chosen", "slower", "too large", "tight", "does not work"]
+FILLED = 0.9
+"""Of the memory, the most that a choice may be expected to take: a forecast may be wrong by 15 % (docs/benchmarks.md),
+and what a recipe asks for by itself may take all."""
+AS_FAST = 0.02
+"""Steps whose expected times differ by less count as equally long: then the simpler one wins."""
+STAGED_KINDS = ("llama", "qwen2", "qwen3")
+"""Whose layers can be the stages of a pipeline (see `pipeline.training.stages`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One parallelism that was considered."""
+
+    parallelism: Parallelism
+    verdict: Verdict
+    reason: str
+    forecast: Forecast | None = None
+    """None if it does not work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidates, the chosen one first, then by expected speed; those that do not work last."""
+
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Forecast | None:
+        first = self.candidates[0]
+        return first.forecast if first.verdict == "chosen" else None
+
+    @property
+    def smallest(self) -> Forecast | None:
+        """What needs least memory, as a fraction of what there is."""
+        worked = [candidate.forecast for candidate in self.candidates if candidate.forecast]
+        return min(worked, key=lambda forecast: forecast.filled, default=None)
+
+
+def choose(work: Workload, hardware: Hardware) -> Choice:
+    """Compares every way to spread `work` over its ranks."""
+    forecasts, refused = [], []
+    for parallelism in spreads(work.settings.world_size):
+        problem = refusal(work.shape, work.settings, parallelism)
+        if problem:
+            refused.append(Candidate(parallelism=parallelism, verdict="does not work", reason=problem))
+        else:
+            forecasts.append(forecast(work.spread(parallelism), hardware))
+    fitting = [found for found in forecasts if not found.excess and found.filled <= FILLED]
+    best = _best(fitting) if fitting else None
+    judged = [_judged(found, best) for found in sorted(forecasts, key=lambda found: _order(found, best))]
+    return Choice(candidates=(*judged, *refused))
+
+
+def spreads(ranks: int) -> Iterator[Parallelism]:
+    """Every product of slices, stages and parts that divides the ranks, with every stage of ZeRO."""
+    for tensor in _divisors(ranks):
+        for pipeline in _divisors(ranks // tensor):
+            for sequence in _divisors(ranks // tensor // pipeline):
+                for zero in get_args(Parallelism.model_fields["zero"].annotation):
+                    yield Parallelism(zero=zero, tensor=tensor, pipeline=pipeline, sequence=sequence)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, min(number, 1024) + 1) if number % divisor == 0]
+
+
+def refusal(shape: ModelShape, settings: Finetune, parallelism: Parallelism) -> str:
+    """Why the recipe or the model does not allow this parallelism; empty if they do."""
+    try:
+        Finetune.model_validate({**settings.model_dump(), "parallelism": parallelism.model_dump()})
+    except ValidationError as error:
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    tensor, sequence, pipeline = parallelism.tensor, parallelism.sequence, parallelism.pipeline
+    heads, kv_heads = shape.num_heads, shape.num_kv_heads
+    if heads % tensor or kv_heads % tensor:
+        return f"tensor {tensor} does not divide {heads} heads and {kv_heads} key-value heads"
+    if heads % sequence or max(kv_heads, sequence) % min(kv_heads, sequence):
+        return f"sequence {sequence} does not divide {heads} heads and {kv_heads} key-value heads"
+    if pipeline > shape.num_layers:
+        return f"pipeline {pipeline} exceeds {shape.num_layers} layers"
+    if pipeline > 1 and shape.kind not in STAGED_KINDS:
+        return f"a {shape.kind} has no stages; a pipeline is for {', '.join(STAGED_KINDS)}"
+    return ""
+
+
+def _simplicity(found: Forecast) -> tuple[int, int, float]:
+    return found.parallelism.model_ranks, found.parallelism.zero, found.memory.device
+
+
+def _best(fitting: list[Forecast]) -> Forecast:
+    """The simplest of those that are about as fast as the fastest."""
+    limit = min(found.time.total_s for found in fitting) * (1 + AS_FAST)
+    return min((found for found in fitting if found.time.total_s <= limit), key=_simplicity)
+
+
+def _order(found: Forecast, best: Forecast | None) -> tuple[bool, bool, float]:
+    return found is not best, bool(found.excess), found.time.total_s
+
+
+def _judged(found: Forecast, best: Forecast | None) -> Candidate:
+    verdict: Verdict
+    if found is best:
+        verdict, reason = "chosen", "the fastest that fits"
+    elif found.excess:
+        verdict, reason = "too large", found.excess
+    elif found.filled > FILLED:
+        verdict, reason = "tight", f"fills {found.filled:.0%} of the memory; a choice may fill {FILLED:.0%}"
+    else:
+        assert best is not None
+        times = found.time.total_s / best.time.total_s
+        reason = "as fast, and less simple" if times <= 1 + AS_FAST else f"a step takes {times:.2f} times as long"
+        verdict = "slower"
+    return Candidate(parallelism=found.parallelism, verdict=verdict, reason=reason, forecast=found)
+
+
+def remedies(work: Workload, hardware: Hardware) -> tuple[str, ...]:
+    """What to change in a recipe that fits in no way, each enough by itself; if nothing is, several together."""
+    alone = [text for text, changed in _changes(work, hardware) if _fits(*changed)]
+    if alone:
+        return tuple(alone)
+    together, texts = (work, hardware), []
+    for text, change in _easings(work):
+        together = (replace(together[0], settings=together[0].settings.model_copy(update=change)), together[1])
+        texts.append(text)
+        if _fits(*together):
+            return (" and ".join(texts),)
+    return ()
+
+
+def _fits(work: Workload, hardware: Hardware) -> bool:
+    return choose(work, hardware).chosen is not None
+
+
+def _changes(work: Workload, hardware: Hardware) -> Iterator[tuple[str, tuple[Workload, Hardware]]]:
+    for text, change in _easings(work):
+        yield text, (replace(work, settings=work.settings.model_copy(update=change)), hardware)
+    for times in (2, 4, 8):
+        nodes = work.settings.nodes * times
+        if work.settings.batch_size % (nodes * work.settings.procs_per_node):
+            continue
+        more = work.settings.model_copy(update={"nodes": nodes})
+        shared = replace(hardware, nodes=nodes)
+        yield f"finetune.nodes: {nodes}", (replace(work, settings=more), shared)
+
+
+def _easings(work: Workload) -> Iterator[tuple[str, dict[str, object]]]:
+    """Changes of settings that save memory, those that cost least first."""
+    settings = work.settings
+    if not settings.activation_checkpointing:
+        yield "finetune.activation_checkpointing: true", {"activation_checkpointing": True}
+    most = settings.batch_size // settings.data_ranks if not settings.parallelism.auto else settings.batch_size
+    for micro_batches in (settings.gradient_accumulation * 2, settings.gradient_accumulation * 4, most):
+        if settings.gradient_accumulation < micro_batches <= most and settings.batch_size % micro_batches == 0:
+            text = f"finetune.gradient_accumulation: {micro_batches}"
+            yield text, {"gradient_accumulation": micro_batches}
+    if settings.precision == "fp32":
+        yield "finetune.precision: bf16", {"precision": "bf16"}
+    if work.accelerated and not settings.offload.optimizer:
+        offload = settings.offload.model_copy(update={"optimizer": True})
+        yield "finetune.offload.optimizer: true", {"offload": offload}
+    if settings.method == "full":
+        yield "finetune.method: lora", {"method": "lora"}

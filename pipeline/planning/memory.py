@@ -1,0 +1,345 @@
+"""Bytes that one rank needs, at the moments of a step at which most is alive.
+
+The states follow Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+section 3; the buffers, what DeepSpeed 0.19 allocates for the settings of `pipeline.training.engine`.
+"""
+
+from dataclasses import dataclass, fields
+
+from pipeline.planning import activations
+from pipeline.planning.amounts import NOTHING, Amount
+from pipeline.planning.shapes import ModelShape
+from pipeline.planning.workload import BYTES_PER_VALUE, Held, Stage, Workload
+
+MOMENT_BYTES = 4
+"""Of each of Adam's two moments, and of the copy of a parameter that it updates: fp32 in every precision."""
+MAX_LIVE_PARAMETERS = 1_000_000_000
+"""That ZeRO-3 keeps gathered (see `engine.MAX_LIVE_PARAMETERS`)."""
+SUB_GROUP_PARAMETERS = 1_000_000_000
+"""That ZeRO-3 updates at a time: DeepSpeed's `sub_group_size`."""
+FLATTENED_AT_A_TIME = 500_000_000
+"""Gradients that ZeRO-0 copies into one exchange: DeepSpeed's `elements_per_buffer`."""
+
+MB, GB = 10**6, 10**9
+CORES_FRAMEWORK = {0: 15 * MB, 1: 62 * MB, 2: 62 * MB, 3: 62 * MB}
+"""That libraries take after the model is loaded, by stage of ZeRO, as measured; ZeRO's optimizer imports torch's
+compiler."""
+CORES_PROCESS = 450 * MB
+"""A rank before the model is loaded, as measured: Python, torch, transformers and DeepSpeed, resident."""
+CORES_NODE = 700 * MB
+"""The step and torchrun's agent beside a node's ranks, as measured."""
+ACCELERATOR_FRAMEWORK = 1.5 * GB
+"""An estimate of the context of an accelerator, its kernels and the buffers of NCCL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Bytes of the model's states on one rank."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimizer
+
+
+def model_states(trained: float, *, precision: str, zero: int, ranks: int, frozen: float = 0) -> States:
+    """Parameters, gradients and Adam's state.
+
+    Rajbhandari et al. 2020, section 3.1 and figure 1: with Ψ parameters in 16 bits, 2Ψ + 2Ψ + 12Ψ bytes; stage 1
+    divides the 12Ψ among the ranks, stage 2 the gradients' 2Ψ too, stage 3 the parameters' 2Ψ too. In fp32 a
+    parameter is its own master copy without ZeRO; DeepSpeed's stages keep a second one all the same.
+
+    Args:
+        frozen: parameters that are not trained.
+    """
+    value = BYTES_PER_VALUE[precision]
+    per_parameter = 2 * MOMENT_BYTES if precision == "fp32" and zero == 0 else 3 * MOMENT_BYTES
+    return States(
+        parameters=value * (trained + frozen) / (ranks if zero >= 3 else 1),
+        gradients=value * trained / (ranks if zero >= 2 else 1),
+        optimizer=per_parameter * trained / (ranks if zero >= 1 else 1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is alive at one moment of a step, in bytes."""
+
+    name: str
+    parameters: Amount = NOTHING
+    optimizer: Amount = NOTHING
+    gradients: Amount = NOTHING
+    activations: Amount = NOTHING
+    logits: Amount = NOTHING
+    buffers: Amount = NOTHING
+    """Of exchanges: DeepSpeed's buckets, and the copies that it sends."""
+    work: Amount = NOTHING
+    """Of the optimizer, for the time of its step."""
+
+    @property
+    def alive(self) -> float:
+        return sum(amount.total for amount in self.amounts.values())
+
+    @property
+    def amounts(self) -> dict[str, Amount]:
+        """By kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+
+KINDS = tuple(field.name for field in fields(Moment) if field.name != "name")
+STEADY = ("parameters", "optimizer")
+"""These kinds stay; the others come and go in each step."""
+SCATTERED = 0.1
+"""Of what small tensors take, so much more is lost between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """The memory of a rank of one stage."""
+
+    stage: Stage
+    moments: tuple[Moment, ...]
+    accelerated: bool
+    framework: float
+    host: float
+    """In the machine's memory beside the accelerator: what is kept there between steps, and the model while it is
+    loaded. On cores, what the process takes before."""
+
+    def kept(self, moment: Moment) -> float:
+        """Bytes that are free at `moment` and that the allocator has not given back.
+
+        On cores the freed small blocks of one kind are seldom of use to another, so each kind keeps the most that it
+        had, and some of it is scattered; torch's allocator for accelerators counts what is in use alone.
+        """
+        if self.accelerated:
+            return 0.0
+        most = {kind: max(other.amounts[kind].small for other in self.moments) for kind in KINDS}
+        unused = sum(most[kind] - moment.amounts[kind].small for kind in KINDS if kind not in STEADY)
+        return unused + SCATTERED * sum(most.values())
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.alive + self.kept(moment))
+
+    @property
+    def rise(self) -> float:
+        """The most that training adds to a rank: what `pipeline.training.memory` measures, the framework's own on an
+        accelerator apart."""
+        return self.peak.alive + self.kept(self.peak) + (0.0 if self.accelerated else self.framework)
+
+    @property
+    def device(self) -> float:
+        """The most that a rank takes of what it computes in."""
+        return self.rise + (self.framework if self.accelerated else self.host)
+
+
+def rank_memory(work: Workload) -> RankMemory:
+    """Of the rank that needs most."""
+    return max((stage_memory(work, stage) for stage in work.stages), key=lambda memory: memory.device)
+
+
+def stage_memory(work: Workload, stage: Stage) -> RankMemory:
+    zero = work.settings.parallelism.zero
+    # An accelerator's copy of what is offloaded is gone between uses: on cores it is the same memory.
+    states = _resident(work, stage)
+    moments = (_loaded(work), *(_with(states, moment) for moment in _moments(work, stage)))
+    if not work.accelerated:
+        framework, host = float(CORES_FRAMEWORK[zero]), float(CORES_PROCESS)
+    else:
+        moments, framework = moments[1:], ACCELERATOR_FRAMEWORK
+        host = CORES_PROCESS + max(_loaded(work).alive, _offloaded(work, stage).total)
+    return RankMemory(stage=stage, moments=moments, accelerated=work.accelerated, framework=framework, host=host)
+
+
+def _with(states: Moment, moment: Moment) -> Moment:
+    """Both together, under the second's name."""
+    sums = {kind: amount + moment.amounts[kind] for kind, amount in states.amounts.items()}
+    return Moment(name=moment.name, **sums)
+
+
+def _loaded(work: Workload) -> Moment:
+    """Every rank reads the whole model in fp32, and hands on what it keeps."""
+    model = _whole(work.shape)
+    if work.teacher is not None:
+        model += _whole(work.teacher)
+    return Moment(name="model loaded", parameters=model)
+
+
+def _resident(work: Workload, stage: Stage) -> Moment:
+    """Parameters and optimizer state, which stay from step to step."""
+    settings, held = work.settings, work.held(stage)
+    zero, ranks = settings.parallelism.zero, work.sharing_ranks
+    if zero == 0:
+        copies = 2 if settings.precision == "fp32" else 3
+        parameters, optimizer = one_by_one(held, work.value_bytes), one_by_one(held, MOMENT_BYTES, copies)
+    else:
+        value = work.value_bytes / (ranks if zero == 3 else 1)
+        parameters, optimizer = end_to_end(held, value), end_to_end(held, MOMENT_BYTES / ranks, 3)
+    parameters += _untrained(work, held)
+    if work.accelerated:  # what is offloaded comes for the time of its use alone
+        parameters = NOTHING if settings.offload.parameters else parameters
+        optimizer = NOTHING if settings.offload.optimizer else optimizer
+    return Moment(name="between steps", parameters=parameters, optimizer=optimizer)
+
+
+def _untrained(work: Workload, held: Held) -> Amount:
+    """Frozen parameters beside adapters, and a teacher: shared out by ZeRO-3 alone."""
+    shape, value = work.shape, work.value_bytes / (work.sharing_ranks if work.settings.parallelism.zero == 3 else 1)
+    total = Amount.of((value * held.frozen, value * shape.layer_linear / len(shape.linears)))
+    if work.teacher is not None:
+        total += _whole(work.teacher) * (value / 4)
+    return total
+
+
+def _whole(shape: ModelShape) -> Amount:
+    """A model in fp32, each parameter in a tensor of its own."""
+    layer = [*(inputs * outputs for inputs, outputs in shape.linears.values()), shape.layer - shape.layer_linear]
+    sizes = [shape.embedding, *layer * shape.num_layers, shape.hidden_size, shape.head]
+    return Amount.of(*((4.0 * size, 4.0 * size) for size in sizes))
+
+
+def _offloaded(work: Workload, stage: Stage) -> Amount:
+    """What a rank keeps in its machine's memory beside an accelerator: states, and gradients on their way to them."""
+    settings, held = work.settings, work.held(stage)
+    zero, ranks = settings.parallelism.zero, work.sharing_ranks
+    states = model_states(held.trained, frozen=held.frozen, precision=settings.precision, zero=zero, ranks=ranks)
+    optimizer = states.optimizer + (MOMENT_BYTES + work.value_bytes) * held.trained / ranks
+    return Amount(optimizer * settings.offload.optimizer + states.parameters * settings.offload.parameters)
+
+
+def one_by_one(held: Held, value: float, copies: float = 1) -> Amount:
+    """As many values as there are trained parameters, each parameter's in a tensor of its own."""
+    return Amount.of(*((copies * count * size * value, size * value) for count, size in held.sizes))
+
+
+def end_to_end(held: Held, value: float, copies: float = 1) -> Amount:
+    """As many values as there are trained parameters, laid end to end: a tensor for each of the optimizer's groups."""
+    return Amount.of(*((copies * group * value, group * value) for group in (held.decayed, held.undecayed)))
+
+
+def _moments(work: Workload, stage: Stage) -> tuple[Moment, ...]:
+    """What comes and goes in a step."""
+    held = work.held(stage)
+    return (_turn(work, stage, held), _exchange(work, stage, held), _step(work, held))
+
+
+def _turn(work: Workload, stage: Stage, held: Held) -> Moment:
+    """The end of the forward pass and the beginning of the backward pass: all activations, and the loss's tensors or
+    the last layer's backward pass, whichever is more."""
+    settings, zero = work.settings, work.settings.parallelism.zero
+    waits = zero < 3 and (settings.gradient_accumulation > 1 or settings.parallelism.pipeline > 1)
+    loss, layer = activations.logits(work, stage), activations.backward(work)
+    kept = activations.kept(work, stage) * stage.in_flight
+    if layer.total > loss.total:
+        kept, loss = kept + layer, Amount(0.0, loss.small)
+    return Moment(
+        name="backward begins",
+        gradients=_gradients(work, held) if waits else NOTHING,
+        activations=kept,
+        logits=loss,
+        **_gathered(work, held),
+    )
+
+
+def _gathered(work: Workload, held: Held) -> dict[str, Amount]:
+    """With ZeRO-3, parameters gathered from all ranks, those that are being fetched, and the bucket of gradients,
+    which stays (Rajbhandari et al. 2020, section 5.3: what was gathered can be discarded once it is used; DeepSpeed
+    does so above MAX_LIVE_PARAMETERS)."""
+    if work.settings.parallelism.zero < 3:
+        return {}
+    value, whole = work.value_bytes, held.trained + held.frozen
+    live = one_by_one(held, value) + Amount.of((value * held.frozen, value * work.shape.layer_linear / 7))
+    fetched = min(whole, bucket_elements(work, held)) * value
+    return {
+        "parameters": live * min(1.0, MAX_LIVE_PARAMETERS / whole),
+        "buffers": Amount.of((fetched, fetched)) + _bucket(work, held),
+    }
+
+
+def bucket_elements(work: Workload, held: Held) -> float:
+    """Gradients of one exchange (see `engine.engine_settings`)."""
+    return min(held.trained + held.frozen, work.settings.communication.bucket_mb * 1e6 / 4)
+
+
+def _bucket(work: Workload, held: Held) -> Amount:
+    size = work.exchange_bytes * bucket_elements(work, held)
+    return Amount.of((size, size))
+
+
+def _gradients(work: Workload, held: Held) -> Amount:
+    """As they wait for the step: whole with stages 0 and 1, this rank's share from stage 2 on."""
+    whole = one_by_one(held, work.value_bytes)
+    if work.settings.parallelism.zero < 2:
+        return whole
+    return _share(work, held)
+
+
+def _share(work: Workload, held: Held) -> Amount:
+    """This rank's part of the gradients, in one tensor."""
+    size = work.value_bytes * held.trained / work.sharing_ranks
+    return Amount.of((size, size))
+
+
+def _exchange(work: Workload, stage: Stage, held: Held) -> Moment:
+    """The gradients' exchange: each bucket is copied once more to be sent, and of what comes back this rank's share is
+    set aside."""
+    zero, name = work.settings.parallelism.zero, "gradients exchanged"
+    whole, bucket, share = one_by_one(held, work.value_bytes), _bucket(work, held), _share(work, held)
+    if zero == 0:
+        sent = work.exchange_bytes * min(held.trained, FLATTENED_AT_A_TIME) * (work.sharing_ranks > 1)
+        return Moment(name=name, gradients=whole, buffers=Amount.of((sent, sent)))
+    elements = bucket_elements(work, held)
+    left = 1 - min(1.0, elements / held.trained)
+    """Of the gradients, outside of a full bucket: those in it live there."""
+    if zero == 1:
+        waiting = Amount(left * whole.total, whole.small)
+        aside = share if left else NOTHING
+        later = Amount(max(0.0, left * whole.total - bucket.total)) + aside + bucket * (2 if left else 1)
+        now = waiting + bucket * 2
+        buffers = bucket * 2 if now.total >= later.total else later + Amount(-waiting.total)
+        return Moment(name=name, gradients=waiting, buffers=buffers)
+    # From stage 2 on an exchange begins as soon as a bucket is full, with the activations of the layers before.
+    gathered = _gathered(work, held)
+    kept = activations.kept(work, stage) * (stage.in_flight * left)
+    aside = share if left or work.settings.gradient_accumulation > 1 else NOTHING
+    gradients = Amount(aside.total + left * work.value_bytes * held.largest, whole.small)
+    return Moment(
+        name=name,
+        parameters=gathered.get("parameters", NOTHING),
+        gradients=gradients,
+        activations=kept,
+        buffers=gathered.get("buffers", bucket) + bucket,
+    )
+
+
+def _step(work: Workload, held: Held) -> Moment:
+    """The optimizer's step: torch's AdamW, whose square root of the second moment is a tensor of its own, and on cores
+    the quotient with it another.
+
+    Without ZeRO it works on the parameters as they are, on cores one after the other, on accelerators all at once;
+    in 16 bits on copies in fp32, whose gradients are copies, too. With ZeRO it works on this rank's share, a group at a
+    time, whose gradients were set aside and are laid end to end.
+    """
+    zero, name = work.settings.parallelism.zero, "optimizer step"
+    temporaries = 4.0 if work.accelerated else 8.0
+    if zero == 0:
+        gradients = one_by_one(held, work.value_bytes)
+        if work.settings.precision != "fp32":
+            gradients += one_by_one(held, 4.0)
+        numbers = held.trained if work.accelerated else held.largest
+        # On cores they find place in what the activations have left.
+        return Moment(name=name, gradients=gradients, work=Amount(temporaries * numbers))
+    group = held.largest_group / work.sharing_ranks
+    if zero == 3:
+        group = min(group, SUB_GROUP_PARAMETERS)
+    if work.accelerated and work.settings.offload.optimizer:
+        return Moment(name=name, buffers=_gathered(work, held).get("buffers", NOTHING))
+    return Moment(
+        name=name,
+        gradients=_share(work, held),
+        buffers=_bucket(work, held) if zero == 3 else NOTHING,
+        work=Amount.of(((4.0 + temporaries) * group, 4.0 * group)),
+    )
