@@ -225,6 +225,39 @@ def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     command.validate(recipe, overrides or [])
 
 
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nodes=…,gpus=…,…",
+            help="Plan for other machines than the recipe says: nodes, gpus (of each node), accelerator (such as"
+            " h100-80gb), memory_gb (of an accelerator; without gpus of a node), tflops (that a rank reaches),"
+            " bandwidth_gbps (between nodes).",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")] = False,
+) -> None:
+    """Work out what fine-tuning a recipe takes: memory of a rank, bytes sent, time of a step, and how to spread it.
+
+    Nothing runs: of the model only its config.json is read. Memory is what a rank needs at its fullest moment, with
+    all sequences as long as `finetune.max_seq_len`; speed is an estimate, and each figure that it rests on says where
+    it is from. With `finetune.parallelism: auto` the first row of "Ways to spread it" is what a release would use.
+
+    Exit code 64: it does not fit; what to change is said at the end.
+
+    Example: `slipway plan demo`
+
+    Example: `slipway plan my-recipe --set finetune.parallelism=auto
+    --cluster nodes=2,gpus=8,accelerator=h100-80gb,bandwidth_gbps=400`
+    """
+    from pipeline.commands import plan as command
+
+    raise typer.Exit(command.show(recipe, overrides or [], cluster=cluster, as_json=as_json))
+
+
 def parse_ports(assignments: list[str]) -> dict[str, int]:
     """`["airflow=8080"]` as part to port.
 

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import inputs, recipe_files
 from pipeline.commands import jobs, live, summary
 from pipeline.commands.airflow_api import AirflowApi
+from pipeline.commands.fit import check_fit
 from pipeline.commands.output import console, here
 from pipeline.contracts.recipe import Recipe
 from pipeline.errors import SlipwayError, SpecError
@@ -26,7 +27,9 @@ def validate(recipe: str, overrides: list[str]) -> None:
     """Checks a recipe and says what it would release."""
     layout, _ = here()
     path, checked, _ = read_recipe(layout, recipe, overrides)
+    forecast = check_fit(checked)
     console.print(f"[green]✓[/green] {path} is a valid recipe for {checked.name}", soft_wrap=True)
+    console.print(f"  {forecast}", soft_wrap=True)
 
 
 def release(recipe: str, overrides: list[str], *, wait: bool, summary_path: Path | None) -> None:
@@ -38,6 +41,7 @@ def release(recipe: str, overrides: list[str], *, wait: bool, summary_path: Path
     """
     layout, _ = here()
     path, checked, changed = read_recipe(layout, recipe, overrides)
+    check_fit(checked)
     api = connect(layout)
     api.await_dag(RELEASE)
     run_id = new_run_id(checked.name)

@@ -117,9 +117,9 @@ def _judged(found: Forecast, best: Forecast | None) -> Candidate:
     if found is best:
         verdict, reason = "chosen", "the fastest that fits"
     elif found.excess:
-        verdict, reason = "too large", found.excess
+        verdict, reason = "too large", f"needs {found.filled:.0%} of the memory"
     elif found.filled > FILLED:
-        verdict, reason = "tight", f"fills {found.filled:.0%} of the memory; a choice may fill {FILLED:.0%}"
+        verdict, reason = "tight", f"needs {found.filled:.0%} of the memory; a choice may take {FILLED:.0%}"
     else:
         assert best is not None
         times = found.time.total_s / best.time.total_s
@@ -129,49 +129,62 @@ def _judged(found: Forecast, best: Forecast | None) -> Candidate:
 
 
 def remedies(work: Workload, hardware: Hardware) -> tuple[str, ...]:
-    """What to change in a recipe that fits in no way, each enough by itself; if nothing is, several together."""
-    alone = [text for text, changed in _changes(work, hardware) if _fits(*changed)]
+    """What to change in a recipe that does not fit, each enough by itself; if nothing is, several together."""
+    alone: dict[str, str] = {}
+    for field, text, changed in (*_easings(work), *_more_nodes(work)):
+        if field not in alone and _fits(_changed(work, changed), _of(hardware, changed)):
+            alone[field] = text
     if alone:
-        return tuple(alone)
-    together, texts = (work, hardware), []
-    for text, change in _easings(work):
-        together = (replace(together[0], settings=together[0].settings.model_copy(update=change)), together[1])
-        texts.append(text)
-        if _fits(*together):
-            return (" and ".join(texts),)
+        return tuple(alone.values())
+    together: dict[str, object] = {}
+    texts: dict[str, str] = {}
+    for field, text, changed in _easings(work):
+        together, texts = {**together, **changed}, {**texts, field: text}
+        if _fits(_changed(work, together), hardware):
+            return (" and ".join(texts.values()),)
     return ()
 
 
 def _fits(work: Workload, hardware: Hardware) -> bool:
-    return choose(work, hardware).chosen is not None
+    if work.settings.parallelism.auto:
+        return choose(work, hardware).chosen is not None
+    try:
+        Finetune.model_validate(work.settings.model_dump())
+    except ValidationError:
+        return False
+    return not forecast(work, hardware).excess
 
 
-def _changes(work: Workload, hardware: Hardware) -> Iterator[tuple[str, tuple[Workload, Hardware]]]:
-    for text, change in _easings(work):
-        yield text, (replace(work, settings=work.settings.model_copy(update=change)), hardware)
-    for times in (2, 4, 8):
-        nodes = work.settings.nodes * times
-        if work.settings.batch_size % (nodes * work.settings.procs_per_node):
-            continue
-        more = work.settings.model_copy(update={"nodes": nodes})
-        shared = replace(hardware, nodes=nodes)
-        yield f"finetune.nodes: {nodes}", (replace(work, settings=more), shared)
+def _changed(work: Workload, changed: dict[str, object]) -> Workload:
+    return replace(work, settings=work.settings.model_copy(update=changed))
 
 
-def _easings(work: Workload) -> Iterator[tuple[str, dict[str, object]]]:
-    """Changes of settings that save memory, those that cost least first."""
+def _of(hardware: Hardware, changed: dict[str, object]) -> Hardware:
+    nodes = changed.get("nodes", hardware.nodes)
+    assert isinstance(nodes, int)
+    return replace(hardware, nodes=nodes)
+
+
+def _easings(work: Workload) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Changes of settings that save memory, those that cost least first: field, text and the settings' update."""
     settings = work.settings
     if not settings.activation_checkpointing:
-        yield "finetune.activation_checkpointing: true", {"activation_checkpointing": True}
-    most = settings.batch_size // settings.data_ranks if not settings.parallelism.auto else settings.batch_size
-    for micro_batches in (settings.gradient_accumulation * 2, settings.gradient_accumulation * 4, most):
-        if settings.gradient_accumulation < micro_batches <= most and settings.batch_size % micro_batches == 0:
-            text = f"finetune.gradient_accumulation: {micro_batches}"
-            yield text, {"gradient_accumulation": micro_batches}
+        field = "activation_checkpointing"
+        yield field, f"finetune.{field}: true", {field: True}
+    for times in (2, 4, 8, 16, 32, 64):
+        field, micro_batches = "gradient_accumulation", settings.gradient_accumulation * times
+        if settings.batch_size % micro_batches == 0:
+            yield field, f"finetune.{field}: {micro_batches}", {field: micro_batches}
     if settings.precision == "fp32":
-        yield "finetune.precision: bf16", {"precision": "bf16"}
+        yield "precision", "finetune.precision: bf16", {"precision": "bf16"}
     if work.accelerated and not settings.offload.optimizer:
         offload = settings.offload.model_copy(update={"optimizer": True})
-        yield "finetune.offload.optimizer: true", {"offload": offload}
+        yield "offload", "finetune.offload.optimizer: true", {"offload": offload}
     if settings.method == "full":
-        yield "finetune.method: lora", {"method": "lora"}
+        yield "method", "finetune.method: lora", {"method": "lora"}
+
+
+def _more_nodes(work: Workload) -> Iterator[tuple[str, str, dict[str, object]]]:
+    for times in (2, 4, 8):
+        nodes = work.settings.nodes * times
+        yield "nodes", f"finetune.nodes: {nodes}", {"nodes": nodes, "min_nodes": None}

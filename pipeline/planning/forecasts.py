@@ -34,8 +34,8 @@ class Forecast:
         hardware = self.hardware
         if hardware.accelerated and self.memory.device > hardware.rank_bytes:
             return (
-                f"a rank needs {self.memory.device / GB:.2f} GB of its accelerator at its peak ({self.memory.peak.name}),"
-                f" which has {hardware.memory.value:.4g} GB ({hardware.memory.source})"
+                f"a rank needs {self.memory.device / GB:.2f} GB of its accelerator at its peak"
+                f" ({self.memory.peak.name}), which has {hardware.memory.value:.4g} GB ({hardware.memory.source})"
             )
         if self.node_bytes > hardware.host_memory.value * GB:
             return (

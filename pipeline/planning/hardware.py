@@ -129,6 +129,23 @@ def of_recipe(recipe: Recipe, cluster: Cluster | None = None, *, cores: int | No
     return _accelerators(settings, given, node)
 
 
+def measured_cores(settings: Finetune, tflops: float) -> Hardware:
+    """This machine's cores, whose speed in products of matrices was measured."""
+    none = Figure(value=0.0, unit="GB", source="not asked for")
+    local = Figure(value=LOOPBACK_GBPS, unit="Gbit/s", source="assumed of one machine")
+    return Hardware(
+        accelerated=False,
+        nodes=settings.nodes,
+        ranks_per_node=settings.procs_per_node,
+        memory=none,
+        host_memory=none,
+        tflops=Figure(value=tflops * CORES_SHARE, unit="TFLOP/s", source=f"{CORES_SHARE} of what was measured"),
+        memory_speed=Figure(value=CORE_GBYTES_PER_S, unit="GB/s", source="assumed of a core"),
+        within=local,
+        between=local,
+    )
+
+
 def _cores(settings: Finetune, given: Cluster, node: Figure, resources: StepResources, cores: int | None) -> Hardware:
     ranks = settings.procs_per_node
     available = resources.cpus or (cores or len(os.sched_getaffinity(0))) / settings.nodes

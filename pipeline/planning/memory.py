@@ -161,11 +161,12 @@ def _with(states: Moment, moment: Moment) -> Moment:
 
 
 def _loaded(work: Workload) -> Moment:
-    """Every rank reads the whole model in fp32, and hands on what it keeps."""
+    """Every rank reads the whole model in fp32, and hands on what it keeps; with ZeRO-3 it keeps its share at once."""
     model = _whole(work.shape)
     if work.teacher is not None:
         model += _whole(work.teacher)
-    return Moment(name="model loaded", parameters=model)
+    share = 1 / work.sharing_ranks if work.settings.parallelism.zero == 3 else 1
+    return Moment(name="model loaded", parameters=model * share)
 
 
 def _resident(work: Workload, stage: Stage) -> Moment:

@@ -1,9 +1,7 @@
 """A model's sizes: how many parameters it has, where they are, and which of them tensor parallelism slices."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.recipe import InitModel
@@ -151,19 +149,3 @@ def from_config(config: Mapping[str, Any], source: str) -> ModelShape:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnknownShape(f"{source}: no sizes of a {kind} model can be read in it ({error!r})") from error
-
-
-def from_folder(folder: Path) -> ModelShape:
-    """Of a model's folder in Hugging Face form.
-
-    Raises:
-        UnknownShape: see `from_config`; or no config.json that can be read.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UnknownShape(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UnknownShape(f"{path} holds {type(config).__name__}, expected an object")
-    return from_config(config, str(path))

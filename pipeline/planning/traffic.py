@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from pipeline.planning.memory import MAX_LIVE_PARAMETERS
 from pipeline.planning.workload import Stage, Workload
 
 
@@ -51,9 +50,7 @@ def _sharing(work: Workload, stage: Stage) -> Traffic:
     parameters = work.value_bytes * held.trained
     if zero == 3:
         whole = work.value_bytes * (held.trained + held.frozen)
-        # What stays gathered from the forward pass to the backward pass is gathered once.
-        twice = 1 if held.trained + held.frozen <= MAX_LIVE_PARAMETERS else 2
-        sent = micro_batches * (gathered(gradients, ranks) + twice * gathered(whole, ranks))
+        sent = micro_batches * (gathered(gradients, ranks) + 2 * gathered(whole, ranks))
     elif zero == 2:
         sent = micro_batches * all_reduced(gradients, ranks) + gathered(parameters, ranks)
     elif zero == 1:

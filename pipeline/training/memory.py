@@ -9,11 +9,11 @@ SAMPLE_S = 0.01
 
 
 class PeakMemory:
-    """A context manager around loading and training a model, in one rank.
+    """Looks at this rank's memory from `start`, just before a model is loaded, until `stop`.
 
     On an accelerator: the most that torch's allocator had in use at once.
 
-    Elsewhere: how far the process's anonymous resident memory rose above what it was on entering, at most; looked at
+    Elsewhere: how far the process's anonymous resident memory rose above what it was at the start, at most; looked at
     every 10 ms, in which a core touches about 20 MB. Anonymous memory is what the process has written to: parameters,
     gradients, optimizer state, activations, buffers, and free memory that the allocator keeps. It leaves out what the
     libraries took before, and pages of files, weights that are being read among them. The kernel's own peak
@@ -22,10 +22,11 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.peak_bytes = 0
+        self._before = 0
         self._ended = threading.Event()
         self._sampler: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
         torch = _accelerated_torch()
         if torch is not None:
             torch.cuda.reset_peak_memory_stats()
@@ -35,10 +36,9 @@ class PeakMemory:
         self._sampler.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         if self._sampler is None:
-            torch = _accelerated_torch()
-            self.peak_bytes = int(torch.cuda.max_memory_allocated()) if torch is not None else 0
+            self.peak_bytes = int(_accelerated_torch().cuda.max_memory_allocated())
             return
         self._ended.set()
         self._sampler.join()

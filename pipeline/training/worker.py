@@ -8,6 +8,7 @@ writes checkpoints. A fault that no restart would change is left in the plan's f
 
 import argparse
 import ctypes
+import json
 import resource
 import signal
 import sys
@@ -61,7 +62,9 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from pipeline.training.engine import join, num_parameters, spread_from_the_start
     from pipeline.training.loop import Loop
     from pipeline.training.loss import Collator
+    from pipeline.training.memory import PeakMemory
     from pipeline.training.place import Place
+    from pipeline.training.predicted import figures, gemm_tflops
     from pipeline.training.tokens import TokenFile
 
     rank = plan.node_rank * plan.settings.procs_per_node + local_rank
@@ -73,6 +76,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     join(rank, plan.world_size)
     place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
+    tflops, memory = gemm_tflops(), PeakMemory().start()
     with spread_from_the_start(plan.settings, place):
         model = load_model(plan)
     parameters = num_parameters(model)
@@ -88,9 +92,14 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         loop = Loop(plan, trainer, collator, schedule, place, events if rank == 0 else None)
         loop.run()
     seconds = time.monotonic() - started
+    memory.stop()
     state = trainer.gather()
     if state is not None:
         outcome = summarise(loop, parameters, seconds)
+        took = figures(plan, place, tokens, schedule, measured=memory, tflops=tflops)
+        outcome.figures.update(took)
+        with plan.events_path.open("a") as events:  # for MLflow
+            events.write(json.dumps({"step": outcome.steps, **took}) + "\n")
         save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()
