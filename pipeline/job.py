@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from pipeline import artifacts
 from pipeline.artifacts.digests import entries_digest, file_entries
 from pipeline.contracts.base import ArtifactRef, FileRef, FolderRef, ModelRef
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, TransientError
 from pipeline.settings import Settings
 
 POLL_S = 0.2
@@ -50,6 +50,12 @@ class Job:
     def store_uri(self) -> str:
         """Of the store that the artifact goes to."""
         return self.out_uri.rstrip("/").rsplit("/", 2)[0]
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """A folder of the store for what a later attempt can go on from, on whatever machine; it goes with the
+        scratch."""
+        return f"{self.store_uri}/checkpoints/{self.key}"
 
     @property
     def is_first_node(self) -> bool:
@@ -94,6 +100,12 @@ class Job:
     def clear_work(self) -> None:
         """Removes all scratch. Another node that still runs may be writing there; what it leaves does no harm."""
         shutil.rmtree(self.work_path, ignore_errors=True)
+        try:
+            store = artifacts.open_store(self.store_uri)
+            for name in store.names(f"checkpoints/{self.key}"):
+                store.remove(name)
+        except TransientError as error:
+            self.say(f"warning: the checkpoints at {self.checkpoints_uri} remain: {error}")
 
     def fetch(self, artifact: ArtifactRef) -> Path:
         """A verified local folder of `artifact`."""

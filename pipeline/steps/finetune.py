@@ -1,7 +1,7 @@
 """Fine-tunes a language model on the validated rows, on all nodes of the job together.
 
 Reads validate's train.jsonl and the base model. The first node leaves a Hugging Face folder, training/metrics.jsonl
-and training/loss.png; every node keeps checkpoints in its scratch until the artifact is published.
+and training/loss.png; checkpoints lie in the store until the artifact is published.
 """
 
 import shutil
@@ -111,6 +111,7 @@ def make_plan(spec: FinetuneSpec, job: Job, model_path: Path, scratch: Path) -> 
         model_path=model_path,
         fresh=spec.base_model.init is not None,
         tokens_path=scratch / "tokens",
+        checkpoints_uri=job.checkpoints_uri,
         checkpoints_path=scratch / "checkpoints",
         events_path=scratch / "events.jsonl",
         fault_path=scratch / "fault.json",
@@ -125,7 +126,6 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
         path.unlink(missing_ok=True)
     logs_path = scratch / "torchrun"
     shutil.rmtree(logs_path, ignore_errors=True)
-    plan.checkpoints_path.mkdir(exist_ok=True)
     plan_path = scratch / "plan.json"
     plan.save(plan_path)
     command = launch.torchrun_command(

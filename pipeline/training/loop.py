@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 
 from pipeline.errors import DataError
-from pipeline.training import checkpoints
 from pipeline.training.batches import Schedule
+from pipeline.training.checkpoints import Checkpoints, seed_step
 from pipeline.training.engine import learning_rate
 from pipeline.training.loss import Collator, MicroBatch
 from pipeline.training.place import Place
@@ -40,6 +40,8 @@ class Loop:
     history: list[dict[str, float]] = field(default_factory=list)
     resumed_at: int = 0
     """The step of the checkpoint that this run went on from."""
+    stalled_s: float = 0.0
+    """How long checkpoints have held the training up."""
     _pending: list[tuple[float, float, float]] = field(default_factory=list)
     """Of each step since the last exchange: this rank's share of the loss, the rate, the gradient's norm."""
     _tokens_since: int = 0
@@ -51,10 +53,13 @@ class Loop:
 
         Raises:
             DataError: the loss of some rank is no finite number; raised on all ranks.
+            SlipwayError: a checkpoint that cannot be read or written.
         """
         settings = self.plan.settings
-        first, state = checkpoints.resume(self.trainer.engine, self.plan.checkpoints_path)
-        self.history = state.get("history", [])
+        checkpoints = Checkpoints(
+            self.plan.checkpoints_uri, self.plan.checkpoints_path, self.place, settings.keep_checkpoints
+        )
+        first, self.history = checkpoints.resume(self.trainer.engine)
         if first and self.events:
             print(f"resumed from the checkpoint of step {first}", flush=True)
         self.resumed_at = first
@@ -65,14 +70,11 @@ class Loop:
             due = step % settings.checkpoint_every_steps == 0 and step < num_steps
             if step % EXCHANGE_STEPS == 0 or step == num_steps or due:
                 self.exchange(step)
+                checkpoints.settle()
             if due:
-                checkpoints.save(
-                    self.trainer.engine,
-                    self.plan.checkpoints_path,
-                    step,
-                    keep=settings.keep_checkpoints,
-                    state={"history": self.history},
-                )
+                checkpoints.save(self.trainer.engine, step, self.history)
+        checkpoints.finish()
+        self.stalled_s = checkpoints.stalled_s
 
     def optimizer_step(self, step: int) -> None:
         """Takes optimizer step `step`, counted from 1; every rank calls it."""
@@ -80,7 +82,7 @@ class Loop:
         rate = learning_rate(step, len(self.schedule.steps), settings)
         total_weight = self.collator.weight(self.schedule.steps[step - 1])
         # Dropout differs between the ranks' rows, and is the same in all slices of a layer.
-        checkpoints.seed_step(settings.seed, step, place.data_rank * place.parallelism.sequence + place.part)
+        seed_step(settings.seed, step, place.data_rank * place.parallelism.sequence + place.part)
         share = self.trainer.step(self._batches(step), total_weight, rate)
         self._tokens_since += self.collator.num_tokens(self.schedule.steps[step - 1])
         self._pending.append((share, rate, float(self.trainer.engine.get_global_grad_norm() or 0.0)))

@@ -28,7 +28,10 @@ class TrainingPlan(Contract):
     """The weights start at random, from the seed."""
     tokens_path: Path
     """See `pipeline.training.tokens`."""
+    checkpoints_uri: str
+    """{store}/checkpoints/{key}"""
     checkpoints_path: Path
+    """For what is on its way to the store."""
     events_path: Path
     """Figures for people, a JSON object a line, by the first rank."""
     fault_path: Path

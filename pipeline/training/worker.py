@@ -3,7 +3,7 @@
     python -m pipeline.training.worker --plan PLAN.json --local-rank N
 
 Reads the plan's model and tokens. The first rank writes the trained model, the outcome and the events; every rank
-writes checkpoints. A fault that no restart would change is left in the plan's fault file.
+writes its part of checkpoints to the store. A fault that no restart would change is left in the plan's fault file.
 """
 
 import argparse
@@ -178,6 +178,7 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
             "tokens_per_s": round(trained / seconds, 1),
             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "resumed_at_step": float(loop.resumed_at),
+            "checkpoint_stall_s": round(loop.stalled_s, 3),
         },
     )
 

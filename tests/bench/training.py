@@ -145,7 +145,8 @@ def our_loop(folder: Path, collator: Any, schedule: Any, settings: Any, rank: in
         ("model_path", "tokens_path", "checkpoints_path", "events_path", "fault_path", "outcome_path", "output_path"),
         nowhere,
     )
-    plan = TrainingPlan(settings=settings, node_rank=rank, threads=1, fresh=True, **paths)
+    uri = f"file://{nowhere}/checkpoints/key"
+    plan = TrainingPlan(settings=settings, node_rank=rank, threads=1, fresh=True, checkpoints_uri=uri, **paths)
     place = Place(rank, RANKS, settings.parallelism)
     trainer = EngineTrainer(new_model(folder), settings, place)
     loop = Loop(plan, trainer, collator, schedule, place, io.StringIO() if rank == 0 else None)

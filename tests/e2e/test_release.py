@@ -70,8 +70,8 @@ def test_a_release_survives_kills_and_its_rollout_fails_no_client(
         constant_clients(stack.gateway_url, stack.credentials.api_key, MODEL, pause_s=0.5) as load,
     ):
         going = pool.submit(release, stack, slice_of_banking77, tmp_path / "summary.json", **changes)
-        kept = stack.home_path / "work" / "finetune"
-        wait_until(lambda: any(kept.glob("*/node-*/checkpoints/step-*")) or going.done(), "a checkpoint")
+        kept = stack.home_path / "store" / "checkpoints"
+        wait_until(lambda: any(kept.glob("*/step-*/complete")) or going.done(), "a checkpoint")
         assert not going.done(), going.result()
         os.kill(training_ranks(stack)[0], signal.SIGKILL)
         for name in ("airflow-scheduler", "airflow-triggerer", "mlflow"):

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,8 +119,8 @@ def last_step(chain: Chain, job_id: str) -> int:
 
 
 def last_checkpoint(chain: Chain, spec: FinetuneSpec) -> int:
-    """The newest that both nodes have; 0 if there is none."""
+    """The newest complete one in the store; 0 if there is none."""
     request: JobRequest = chain.request("finetune", spec, nodes=2)
-    scratch = chain.settings.work_path / "finetune" / request.arguments[-1].rsplit("/", 1)[1]
-    found = Counter(int(path.name.removeprefix("step-")) for path in scratch.glob("node-*/checkpoints/step-*"))
-    return max((step for step, count in found.items() if count == request.nodes), default=0)
+    store, _, key = request.arguments[-1].removeprefix("file://").rsplit("/", 2)
+    found = Path(store, "checkpoints", key).glob("step-*/complete")
+    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)

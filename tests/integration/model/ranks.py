@@ -19,7 +19,7 @@ from pipeline.contracts.finetune import Finetune
 from pipeline.training.batches import make_schedule
 from pipeline.training.engine import learning_rate, parameter_groups
 from pipeline.training.loss import Collator, WeightedLoss
-from pipeline.training.plan import TrainingPlan
+from pipeline.training.plan import Outcome, TrainingPlan
 from pipeline.training.tokens import TokenFile
 
 VOCABULARY = 96
@@ -87,6 +87,10 @@ class Trained:
         return [json.loads(line) for line in lines]
 
     @property
+    def outcome(self) -> Outcome:
+        return Outcome.model_validate_json((self.folder / "outcome.json").read_bytes())
+
+    @property
     def losses(self) -> list[float]:
         return [record["loss"] for record in self.history]
 
@@ -113,7 +117,7 @@ def small(**changes: Any) -> Finetune:
 
 def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, **plan: Any) -> Trained:
     """Trains on as many processes as `settings` have ranks, each a node of its own."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -139,20 +143,21 @@ def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, 
 def make_plan(
     settings: Finetune, model: Path, tokens: Path, folder: Path, rank: int = 0, **changes: Any
 ) -> TrainingPlan:
-    return TrainingPlan(
+    plan = TrainingPlan(
         settings=settings,
         node_rank=rank,
         threads=1,
         model_path=model,
         fresh=False,
         tokens_path=tokens,
+        checkpoints_uri=f"file://{folder}/store/checkpoints/key",
         checkpoints_path=folder / "checkpoints",
         events_path=folder / "events.jsonl",
         fault_path=folder / "fault.json",
         outcome_path=folder / "outcome.json",
         output_path=folder / "out",
-        **changes,
     )
+    return plan.model_copy(update=changes)
 
 
 def _rank(plan: TrainingPlan, world_size: int, port: int) -> None:

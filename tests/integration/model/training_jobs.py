@@ -180,7 +180,7 @@ class TrainingJob:
         return processes_with(f"--plan={self.scratch}", "pipeline.training.worker", without="torch.distributed.run")
 
     def has_checkpoint(self) -> bool:
-        return len(list(self.scratch.glob("node-*/checkpoints/step-*"))) >= self.nodes
+        return any(self.home.glob("store/checkpoints/*/step-*/complete"))
 
 
 def processes_with(*texts: str, without: str) -> list[int]:
