@@ -195,4 +195,7 @@ def _state(task: "Future[Any]") -> int:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout's randomness depends on the step alone, not on what came before it: a resumed run draws the same."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+    number = (seed * 1_000_003 + step) * 4099 + rank
+    torch.default_generator.manual_seed(number)  # torch.manual_seed also asks for every kind of accelerator
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)

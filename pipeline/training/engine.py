@@ -111,7 +111,11 @@ def make_engine(model: nn.Module, settings: Finetune, place: Place, *, mpu: Any 
     if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise SpecError("finetune.precision is fp16, in which this machine cannot compute: use bf16 or fp32")
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95), eps=1e-8
+        parameter_groups(model, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=True,
     )
     config = engine_settings(settings, place, num_parameters(model))
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)

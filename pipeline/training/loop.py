@@ -79,6 +79,7 @@ class Loop:
     def optimizer_step(self, step: int) -> None:
         """Takes optimizer step `step`, counted from 1; every rank calls it."""
         settings, place = self.plan.settings, self.place
+        self.trainer.clock.start()
         rate = learning_rate(step, len(self.schedule.steps), settings)
         total_weight = self.collator.weight(self.schedule.steps[step - 1])
         # Dropout differs between the ranks' rows, and is the same in all slices of a layer.

@@ -1,6 +1,9 @@
 """The loss: a weighted mean over the tokens of a whole optimizer step, however they lie on ranks and micro-batches."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,13 +30,23 @@ class MicroBatch:
     """Which row each token is of, where several rows share a sequence; None for plain causal attention."""
     reference: Tensor | None = None
     """(sequences,): the log-likelihood of each answer before the training, where answers are compared."""
+    counted: Tensor | None = None
+    """(counted tokens,): which of the flattened tokens have a weight; None before `to`."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.ids, self.targets, self.weights, self.positions, self.documents, self.reference
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in self.tensors))
+        """On `device`. What counts is found before: to find it on a GPU would be to wait for the GPU."""
+        moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self.tensors)
+        return MicroBatch(*moved, counted=self.find_counted().to(device, non_blocking=True))
+
+    def find_counted(self) -> Tensor:
+        """See `counted`."""
+        if self.counted is not None:
+            return self.counted
+        return ((self.weights != 0) & (self.targets != IGNORED)).flatten().nonzero()[:, 0]
 
     def __eq__(self, other: object) -> bool:
         """DeepSpeed makes sure that the ranks which hold slices of one layer have the same batch."""
@@ -70,50 +83,61 @@ class Collator:
         self.prompt_weight = prompt_weight
         self.reference: NDArray[np.float32] | None = None
         """See `MicroBatch.reference`; by row."""
+        # Plain arrays over the same memory: indexing the mapped kind costs ten times as much for rows this short.
+        self._ids, self._is_answer = np.asarray(tokens.ids), np.asarray(tokens.answer)
+        firsts = tokens.starts[:-1]
+        answers = np.add.reduceat(self._is_answer, firsts, dtype=np.int64) - self._is_answer[firsts]
+        self._row_weights = answers + float(np.float32(prompt_weight)) * (tokens.lengths - 1 - answers)
 
     def weight(self, sequences: list[Sequence]) -> float:
         """The sum of the loss weights of `sequences`."""
-        total = 0.0
-        for row in (row for sequence in sequences for row in sequence):
-            total += float(self._weights(self.tokens.row(row)[1]).sum())
-        return total
+        return float(self._row_weights[_rows(sequences)].sum())
 
     def num_tokens(self, sequences: list[Sequence]) -> int:
-        lengths = self.tokens.lengths
-        return int(sum(lengths[row] for sequence in sequences for row in sequence))
+        return int(self.tokens.lengths[_rows(sequences)].sum())
 
     def collate(self, sequences: list[Sequence]) -> MicroBatch:
-        lengths = self.tokens.lengths
-        shape = (len(sequences), int(max(sum(lengths[row] for row in sequence) for sequence in sequences)))
+        rows = _rows(sequences)
+        lengths = self.tokens.lengths[rows]
+        ends = np.cumsum(lengths)
+        ends_of_sequences = ends[np.cumsum([len(sequence) for sequence in sequences]) - 1]
+        sizes = np.diff(ends_of_sequences, prepend=0)
+        shape = (len(sequences), int(sizes.max()))
+        # All tokens of the batch end to end: each one's place in its row, in the file, and in the flattened batch.
+        place = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        source = np.repeat(self.tokens.starts[rows], lengths) + place
+        target = np.arange(ends[-1]) + np.repeat(
+            np.arange(len(sequences)) * shape[1] - ends_of_sequences + sizes, sizes
+        )
+        first = place == 0
+        # What predicts a token lies before it; a row's first token is predicted by nothing.
+        predicted, predicting = source[~first], target[~first] - 1
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
-        positions = np.zeros(shape, dtype=np.int64)
-        document = np.full(shape, -1, dtype=np.int64)
-        for line, sequence in enumerate(sequences):
-            start = 0
-            for row in sequence:
-                row_ids, is_answer = self.tokens.row(row)
-                end = start + len(row_ids)
-                ids[line, start:end] = row_ids
-                targets[line, start : end - 1] = row_ids[1:]
-                weights[line, start : end - 1] = self._weights(is_answer)
-                positions[line, start:end] = np.arange(len(row_ids))
-                document[line, start:end] = row
-                start = end
-        packed = any(len(sequence) > 1 for sequence in sequences)
+        ids.reshape(-1)[target] = self._ids[source]
+        targets.reshape(-1)[predicting] = self._ids[predicted]
+        weights.reshape(-1)[predicting] = np.where(
+            self._is_answer[predicted], np.float32(1), np.float32(self.prompt_weight)
+        )
+        positions = documents = None
+        if len(rows) > len(sequences):
+            positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+            positions.reshape(-1)[target] = place
+            documents.reshape(-1)[target] = np.repeat(rows, lengths)
         return MicroBatch(
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
-            positions=torch.from_numpy(positions) if packed else None,
-            documents=torch.from_numpy(document) if packed else None,
+            positions=None if positions is None else torch.from_numpy(positions),
+            documents=None if documents is None else torch.from_numpy(documents),
             reference=None if self.reference is None else torch.from_numpy(self.reference[[s[0] for s in sequences]]),
+            counted=torch.from_numpy(np.flatnonzero(weights)),
         )
 
-    def _weights(self, is_answer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Of each token but the first, which nothing predicts."""
-        return np.where(is_answer[1:], np.float32(1), np.float32(self.prompt_weight))
+
+def _rows(sequences: list[Sequence]) -> NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
 
 
 def document_mask(documents: Tensor) -> Tensor:
@@ -128,9 +152,13 @@ def document_mask(documents: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each token, in nats, shaped as `targets`; 0 where the target is IGNORED."""
+    """Of each token, in nats, shaped as `targets`; 0 where the target is IGNORED.
+
+    Args:
+        logits: of shape (*targets, vocabulary).
+    """
     losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return losses.view_as(targets)
 
@@ -145,18 +173,35 @@ class WeightedLoss(nn.Module):  # type: ignore[misc]
         """It says how the layers are sliced for tensor parallelism."""
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        return (token_losses(self.logits(batch), batch.targets) * batch.weights).sum()
-
-    def logits(self, batch: MicroBatch) -> Tensor:
-        """Of shape (sequences, longest, vocabulary)."""
-        return logits_of(self.model, batch)
+        counted = batch.find_counted()
+        losses = token_losses(counted_logits(self.model, batch), batch.targets.flatten()[counted])
+        return (losses * batch.weights.flatten()[counted]).sum()
 
 
-def logits_of(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Of a causal language model of transformers."""
+def counted_logits(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """(counted tokens, vocabulary): of a causal language model of transformers, for the tokens that have a weight.
+
+    A vocabulary's worth of logits is by far the largest tensor of a small model, and where only answers count, most of
+    it would be multiplied by zero.
+    """
     extra: dict[str, Any] = {}
     if batch.positions is not None:
         extra["position_ids"] = batch.positions
     if batch.documents is not None:
         extra["attention_mask"] = document_mask(batch.documents)
-    return model(input_ids=batch.ids, use_cache=False, **extra).logits
+    with _given_only(model.get_output_embeddings(), batch.find_counted()):
+        return model(input_ids=batch.ids, use_cache=False, **extra).logits[0]
+
+
+@contextmanager
+def _given_only(head: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """Within it, the output layer `head` sees `tokens` of the flattened (sequences, longest) alone, as one sequence."""
+
+    def choose(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0].flatten(0, 1).index_select(0, tokens)[None]
+
+    hook = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.contracts.finetune import Distill, Dpo
-from pipeline.training.loss import MicroBatch, WeightedLoss, logits_of, token_losses
+from pipeline.training.loss import MicroBatch, WeightedLoss, counted_logits, token_losses
 
 
 class DistillLoss(WeightedLoss):
@@ -26,8 +26,8 @@ class DistillLoss(WeightedLoss):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         with torch.no_grad():
-            wanted = logits_of(self._teacher[0], batch)
-        logits = self.logits(batch)
+            wanted = counted_logits(self._teacher[0], batch)
+        logits, counted = counted_logits(self.model, batch), batch.find_counted()
         temperature, kl_weight = self.settings.temperature, self.settings.kl_weight
         divergence = nn.functional.kl_div(
             nn.functional.log_softmax(logits.float() / temperature, dim=-1),
@@ -35,8 +35,9 @@ class DistillLoss(WeightedLoss):
             reduction="none",
             log_target=True,
         ).sum(dim=-1)
-        losses = kl_weight * temperature**2 * divergence + (1 - kl_weight) * token_losses(logits, batch.targets)
-        return (losses * batch.weights).sum()
+        own = token_losses(logits, batch.targets.flatten()[counted])
+        losses = kl_weight * temperature**2 * divergence + (1 - kl_weight) * own
+        return (losses * batch.weights.flatten()[counted]).sum()
 
 
 class DpoLoss(WeightedLoss):
@@ -51,7 +52,10 @@ class DpoLoss(WeightedLoss):
         self.settings = settings
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        likelihoods = -(token_losses(self.logits(batch), batch.targets) * batch.weights).sum(dim=-1)
+        counted, (lines, longest) = batch.find_counted(), batch.ids.shape
+        losses = token_losses(counted_logits(self.model, batch), batch.targets.flatten()[counted])
+        losses = losses * batch.weights.flatten()[counted]
+        likelihoods = -losses.new_zeros(lines).index_add(0, counted // longest, losses)
         if batch.reference is None:
             return likelihoods
         gains = likelihoods - batch.reference

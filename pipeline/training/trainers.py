@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from pipeline.contracts.finetune import Finetune
+from pipeline.training import flat
+from pipeline.training.clock import Clock
 from pipeline.training.engine import make_engine
 from pipeline.training.loss import Collator, MicroBatch, WeightedLoss, token_losses
 from pipeline.training.place import Place
@@ -24,6 +26,7 @@ class Trainer(Protocol):
 
     engine: Any
     """DeepSpeed's."""
+    clock: Clock
 
     def step(self, batches: Iterable[MicroBatch], total_weight: float, rate: float) -> float:
         """Takes an optimizer step over this rank's micro-batches; every rank calls it.
@@ -54,6 +57,8 @@ class EngineTrainer:
         self._adapters_only = settings.method == "lora"
         self.engine = make_engine(objective, settings, place, mpu=mpu)
         self.engine.train()
+        self.clock = Clock(self.engine.device)
+        self._flat = flat.FlatStep(self.engine, settings, self.clock) if flat.applies_to(settings) else None
         # The engine averages over data-parallel ranks and micro-batches; what is wanted is their sum. It adds up the
         # parts of a sequence, but with ZeRO-3 it averages over them too.
         self._scale = place.data_ranks * settings.gradient_accumulation
@@ -61,17 +66,29 @@ class EngineTrainer:
             self._scale *= parallelism.sequence
 
     def step(self, batches: Iterable[MicroBatch], total_weight: float, rate: float) -> float:
-        engine = self.engine
+        engine, clock = self.engine, self.clock
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        share = 0.0
+        if self._flat:
+            self._flat.begin()
+        losses = []
         for batch in batches:
-            part = batch.part(self.place.part, self.place.parallelism.sequence)
-            loss = engine(part.to(engine.device)) / max(total_weight, 1e-9)
-            engine.backward(loss * self._scale)
-            engine.step()
-            share += float(loss.detach())
-        return share if self.place.counts_its_loss else 0.0
+            part = batch.part(self.place.part, self.place.parallelism.sequence).to(engine.device)
+            clock.lap("data")
+            loss = (engine.module if self._flat else engine)(part) / max(total_weight, 1e-9)
+            clock.lap("forward")
+            if self._flat:
+                loss.backward()
+                clock.lap("backward")
+            else:
+                engine.backward(loss * self._scale)
+                clock.lap("backward")
+                engine.step()
+                clock.lap("optimizer")
+            losses.append(loss.detach())
+        if self._flat:
+            self._flat.finish()
+        return float(sum(losses)) if self.place.counts_its_loss else 0.0
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def likelihoods(self, collator: Collator, *, lines_at_once: int) -> NDArray[np.float32]:
@@ -149,6 +166,7 @@ class PipelineTrainer:
             if id(parameter) not in self._own:
                 parameter.data = torch.empty(0)
         self.engine = make_engine(stages, settings, place)
+        self.clock = Clock(self.engine.device)
 
     def step(self, batches: Iterable[MicroBatch], total_weight: float, rate: float) -> float:
         for group in self.engine.optimizer.param_groups:
