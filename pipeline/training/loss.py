@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -40,7 +40,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """On `device`. What counts is found before: to find it on a GPU would be to wait for the GPU."""
         moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self.tensors)
-        return MicroBatch(*moved, counted=self.find_counted().to(device, non_blocking=True))
+        return replace(MicroBatch(*moved), counted=self.find_counted().to(device, non_blocking=True))
 
     def find_counted(self) -> Tensor:
         """See `counted`."""
