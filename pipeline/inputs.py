@@ -167,6 +167,7 @@ def _generate(spec: GenerateSpec, maker: Job) -> Manifest:
         train_rows=spec.settings.train_rows,
         eval_rows=spec.settings.eval_rows,
         seed=spec.settings.seed,
+        preferences=spec.settings.kind == "support-preferences",
         train_path=maker.staging_path / "train.jsonl",
         eval_path=maker.staging_path / "eval.jsonl",
     )

@@ -10,12 +10,14 @@ from pipeline.contracts.finetune import Finetune, Fraction, PositiveInt
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Scheme = Literal["w4a16", "w8a8", "none"]
+Format = Literal["chat", "preference"]
 
 
 class GeneratedData(Contract):
     """The demonstration data that the project makes by itself, the same for the same seed."""
 
-    kind: Literal["support-intents"]
+    kind: Literal["support-intents", "support-preferences"]
+    """Customers' messages and their intents, as chat rows; or as preference rows, with another intent rejected."""
     train_rows: Annotated[int, Field(ge=100, le=1_000_000)] = 6000
     eval_rows: Annotated[int, Field(ge=50, le=100_000)] = 600
     seed: int = 7
@@ -29,7 +31,9 @@ class Dataset(Contract):
     eval_uri: str | None = None
     """Held-out rows, never trained on."""
     generate: GeneratedData | None = None
-    format: Literal["chat"] = "chat"
+    format: Format = "chat"
+    """chat: conversations whose last message is the answer to learn. preference: a prompt, a chosen and a rejected
+    answer, for `finetune.method: dpo`. See pipeline/data/chat.py and pipeline/data/preferences.py."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -37,6 +41,17 @@ class Dataset(Contract):
             raise ValueError("needs both `uri` and `eval_uri`, or `generate`")
         if self.generate is not None and (self.uri or self.eval_uri):
             raise ValueError("`generate` makes both files: leave `uri` and `eval_uri` out")
+        return self
+
+    @model_validator(mode="after")
+    def _format_is_what_is_made(self) -> Self:
+        if self.generate is None:
+            return self
+        made = "preference" if self.generate.kind == "support-preferences" else "chat"
+        if self.format != made:
+            raise ValueError(
+                f"generate.kind {self.generate.kind} makes {made} rows, but format is {self.format}: set format: {made}"
+            )
         return self
 
 
@@ -103,7 +118,8 @@ class Validation(Contract):
     max_overlap_fraction: Fraction = 0.0
     """Of held-out rows whose prompt also stands in the training rows."""
     max_conflict_fraction: Fraction = 0.02
-    """Of the rows: those that answer a prompt differently than its first row in the file does."""
+    """Of the rows: those that answer a prompt differently than its first row in the file does; of preference rows,
+    those that choose what an earlier one rejects, and reject what it chose."""
     labels: tuple[str, ...] | None = None
     """If named, the assistant's content must be one of them."""
     min_distinct_answers: PositiveInt = 2
@@ -261,6 +277,21 @@ class Recipe(Contract):
                     f"base_model.init.{name} ({size}) must be a multiple of 32 when compress.ladder names w4a16,"
                     f" e.g. {-(-size // 32) * 32}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _method_has_its_rows(self) -> Self:
+        method, rows = self.finetune.method, self.dataset.format
+        if method == "dpo" and rows != "preference":
+            raise ValueError(
+                f"finetune.method is dpo, which learns from pairs of answers, but dataset.format is {rows}: give rows"
+                " with a chosen and a rejected answer, and set dataset.format to preference"
+            )
+        if method != "dpo" and rows == "preference":
+            raise ValueError(
+                f"dataset.format is preference, but finetune.method is {method}, which would learn nothing from"
+                " rejected answers: set finetune.method to dpo, or give chat rows with dataset.format chat"
+            )
         return self
 
     @model_validator(mode="after")

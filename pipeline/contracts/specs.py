@@ -66,7 +66,7 @@ class GenerateSpec(Spec):
 class ValidateSpec(Spec):
     train: FileRef
     eval: FileRef
-    format: Literal["chat"] = "chat"
+    format: recipes.Format = "chat"
     rules: recipes.Validation
     suite: FileRef | None = None
     base_model: FolderRef | None = None
@@ -74,7 +74,8 @@ class ValidateSpec(Spec):
 
 
 class ValidateResult(Result):
-    """Files: train.jsonl, eval.jsonl (one chat row a line, as validated), report.html, report.json."""
+    """Files: train.jsonl, eval.jsonl (one row a line, as validated: `messages`, and `rejected` in preference rows),
+    report.html, report.json."""
 
     train_rows: int
     eval_rows: int

@@ -1,7 +1,8 @@
 """The project's own demonstration data: customers of an online shop, and the intent of each message.
 
 Writes chat rows, one a line: `{"messages": [{"role": "user", "content": "wheres my kettle"},
-{"role": "assistant", "content": "track order"}]}`. The same arguments give the same bytes, on any machine.
+{"role": "assistant", "content": "track order"}]}`, or preference rows, with an intent that is rejected. The same
+arguments give the same bytes, on any machine.
 """
 
 import json
@@ -27,8 +28,10 @@ MAX_TRIES = 10_000
 """In a row without a prompt that is new."""
 
 
-def support_intents(*, train_rows: int, eval_rows: int, seed: int, train_path: Path, eval_path: Path) -> None:
-    """Writes both files.
+def support_intents(
+    *, train_rows: int, eval_rows: int, seed: int, train_path: Path, eval_path: Path, preferences: bool = False
+) -> None:
+    """Writes both files, as preference rows or as chat rows with the same prompts and answers.
 
     All prompts differ, even in lower case, within each file and between the two. The held-out rows depend on
     `eval_rows` and `seed` alone, so models trained on more or fewer rows are scored on the same ones.
@@ -41,12 +44,20 @@ def support_intents(*, train_rows: int, eval_rows: int, seed: int, train_path: P
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for prompt, intent in _rows(rows, random.Random(f"support-intents/{seed}/{purpose}"), seen):
-                file.write(_chat_line(prompt, intent) + "\n")
+                line = _preference_line(prompt, intent) if preferences else _chat_line(prompt, intent)
+                file.write(line + "\n")
 
 
 def _chat_line(prompt: str, answer: str) -> str:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return json.dumps({"messages": messages}, ensure_ascii=False)
+
+
+def _preference_line(prompt: str, intent: str) -> str:
+    """With another intent rejected, which the prompt alone decides."""
+    others = [other for other in INTENTS if other != intent]
+    row = {"prompt": prompt, "chosen": intent, "rejected": random.Random(f"rejected/{prompt}").choice(others)}
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _rows(count: int, dice: random.Random, seen: set[str]) -> Iterator[tuple[str, str]]:

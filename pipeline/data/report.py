@@ -80,6 +80,7 @@ def describe_row(rule: Rule, row: Mapping[str, Any]) -> str:
     sentence = {
         "duplicate_of": f"the same as line {value}",
         "conflicts_with": f"the prompt of line {value}, with another answer: {_value(row['answer'])}",
+        "contradicts": f"the two answers of line {value}, the other way round",
         "in_train": f"the prompt of line {value} of the training rows",
         "chars_min": f"a message of {value} characters",
         "chars_max": f"a message of {value} characters",

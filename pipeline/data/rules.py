@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.contracts.recipe import Validation
+from pipeline.contracts.recipe import Format, Validation
 from pipeline.data.columns import COLUMNS
 from pipeline.errors import SpecError
 
@@ -15,6 +15,10 @@ SPLITS: tuple[Split, Split] = ("train", "eval")
 MAX_SUITE_BYTES = 1 << 20
 COLUMN_KWARGS = ("column", "column_A", "column_B")
 COLUMN_LIST_KWARGS = ("column_list", "column_set")
+STRUCTURES: dict[Format, str] = {
+    "chat": "every row is an object with a list of messages",
+    "preference": "every row is a prompt with a chosen and a rejected answer",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +38,19 @@ class Rule:
         return self.kwargs.get("column")
 
 
-def recipe_rules(validation: Validation, *, estimated_tokens: bool) -> list[Rule]:
+def recipe_rules(validation: Validation, row_format: Format, *, estimated_tokens: bool) -> list[Rule]:
     """The rules for both files.
 
     Args:
         estimated_tokens: whether the column `tokens` is an estimate, which the rule then says.
     """
-    return [rule for split in SPLITS for rule in _split_rules(validation, split, estimated_tokens)]
+    return [rule for split in SPLITS for rule in _split_rules(validation, row_format, split, estimated_tokens)]
 
 
-def _split_rules(validation: Validation, split: Split, estimated_tokens: bool) -> list[Rule]:
+def _split_rules(validation: Validation, row_format: Format, split: Split, estimated_tokens: bool) -> list[Rule]:
     rules = [
         _row_count(validation, split),
-        _none(split, "structure", "structure_problem", "every row is an object with a list of messages"),
+        _none(split, "structure", "structure_problem", STRUCTURES[row_format]),
         _none(split, "roles", "roles_problem", "an optional system message, then user and assistant in turn"),
         _none(split, "content", "content_problem", "no message is empty"),
         _none(split, "encoding", "encoding_problem", "the text is valid UTF-8 without control characters"),
@@ -56,16 +60,10 @@ def _split_rules(validation: Validation, split: Split, estimated_tokens: bool) -
     if validation.max_tokens is not None:
         unit = "tokens (estimated: one a byte)" if estimated_tokens else "tokens"
         rules.append(_between(split, "tokens", "tokens", maximum=validation.max_tokens, unit=unit))
-    rules += [
-        _seldom(split, "duplicates", "duplicate_of", validation.max_duplicate_fraction, "repeat an earlier row"),
-        _seldom(
-            split,
-            "conflicting answers",
-            "conflicts_with",
-            validation.max_conflict_fraction,
-            "answer an earlier prompt differently",
-        ),
-    ]
+    rules.append(
+        _seldom(split, "duplicates", "duplicate_of", validation.max_duplicate_fraction, "repeat an earlier row")
+    )
+    rules += _choice(split, validation) if row_format == "preference" else [_one_answer(split, validation)]
     if validation.labels is not None:
         rules.append(_labels(split, validation.labels))
     if split == "train":
@@ -74,6 +72,31 @@ def _split_rules(validation: Validation, split: Split, estimated_tokens: bool) -
         fraction = validation.max_overlap_fraction
         rules.append(_seldom(split, "overlap", "in_train", fraction, "have a prompt that was trained on"))
     return rules
+
+
+def _one_answer(split: Split, validation: Validation) -> Rule:
+    """Of chat rows. Pairs of answers may well share a prompt."""
+    return _seldom(
+        split,
+        "conflicting answers",
+        "conflicts_with",
+        validation.max_conflict_fraction,
+        "answer an earlier prompt differently",
+    )
+
+
+def _choice(split: Split, validation: Validation) -> list[Rule]:
+    """Of preference rows: what is preferred to what is clear, in each row and between them."""
+    return [
+        _none(split, "pairs", "pair_problem", "the rejected answer is another than the chosen one"),
+        _seldom(
+            split,
+            "conflicting choices",
+            "contradicts",
+            validation.max_conflict_fraction,
+            "choose what an earlier row rejects, and reject what it chose",
+        ),
+    ]
 
 
 def _row_count(validation: Validation, split: Split) -> Rule:

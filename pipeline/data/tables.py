@@ -1,52 +1,59 @@
 """One pass over a data file: its columns for the rules, and its rows written out again in normal form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.data.chat import Batch, ChatRow, encoder, read_batches
+from pipeline.contracts.recipe import Format
+from pipeline.data.chat import CHAT
 from pipeline.data.columns import TokenCounter, batch_table, compared, token_counter
+from pipeline.data.preferences import PREFERENCE
+from pipeline.data.reading import Batch, Form, Row, encoder, read_batches
 from pipeline.errors import SpecError
 
 EXCERPT_CHARS = 240
+FORMS: dict[Format, Form] = {"chat": CHAT, "preference": PREFERENCE}
+LONG_COLUMNS = ("prompt", "rejected")
+"""Kept only if a rule asks for them."""
 
 
 def read_table(
     source_path: Path,
     suffix: str,
+    form: Form,
     *,
     rows_path: Path,
     count_tokens: TokenCounter,
-    keep_prompt: bool,
+    kept: Collection[str] = (),
     on_batch: Callable[[Batch], None],
 ) -> pl.DataFrame:
     """The table of every row but for `in_train`, while `rows_path` gets the readable rows, one a line.
 
-    Only one batch of rows is in memory at a time. The table itself keeps the answers, and the prompts only if a rule
-    asks for them.
+    Only one batch of rows is in memory at a time. The table itself keeps the answers, and those of LONG_COLUMNS that
+    are `kept`.
     """
     tables: list[pl.DataFrame] = []
     encode = encoder()
     with rows_path.open("wb") as rows_file:
-        for batch in read_batches(source_path, suffix):
-            readable = [row for row in batch.rows if isinstance(row, ChatRow)]
+        for batch in read_batches(source_path, suffix, form):
+            readable = [row for row in batch.rows if isinstance(row, Row)]
             rows_file.write(encode.encode_lines(readable))
             table = batch_table(batch, count_tokens)
-            tables.append(table if keep_prompt else table.drop("prompt"))
+            tables.append(table.drop(name for name in LONG_COLUMNS if name not in kept))
             on_batch(batch)
     return compared(pl.concat(tables, rechunk=False))
 
 
-def excerpts(source_path: Path, suffix: str, lines: set[int]) -> dict[int, str]:
+def excerpts(source_path: Path, suffix: str, form: Form, lines: set[int]) -> dict[int, str]:
     """The beginning of each of `lines`, as it stands in the file."""
     if suffix == ".jsonl":
         return _line_excerpts(source_path, lines)
     found: dict[int, str] = {}
-    for batch in read_batches(source_path, suffix):
+    for batch in read_batches(source_path, suffix, form):
         for line, row in zip(batch.lines, batch.rows, strict=True):
-            if line in lines and isinstance(row, ChatRow):
+            if line in lines and isinstance(row, Row):
                 found[line] = encoder().encode(row).decode()[:EXCERPT_CHARS]
         if len(found) == len(lines):
             break

@@ -1,7 +1,7 @@
 """validate: checks the data against the recipe's rules before anything is trained on it.
 
 Reads both data files and, if the recipe names them, the user's suite and the base model's tokenizer. Writes
-train.jsonl and eval.jsonl (chat rows in normal form, one a line), report.html and report.json. Fails closed: a rule
+train.jsonl and eval.jsonl (rows in normal form, one a line), report.html and report.json. Fails closed: a rule
 that is broken, or that could not be evaluated, ends the release; the report is then kept beside the artifact's place.
 """
 
@@ -15,12 +15,12 @@ import polars as pl
 
 from pipeline.contracts.base import FileRef
 from pipeline.contracts.specs import ValidateResult, ValidateSpec
-from pipeline.data.chat import Batch, suffix_of
 from pipeline.data.columns import TokenCounter, count_bytes, first_lines, with_overlap
 from pipeline.data.expectations import Engine, Outcome
+from pipeline.data.reading import Batch, suffix_of
 from pipeline.data.report import first_rows, profile, refusal, rule_entry, write_report
 from pipeline.data.rules import SPLITS, Rule, Split, named_columns, recipe_rules, suite_rules
-from pipeline.data.tables import excerpts, file_tokenizer, read_table
+from pipeline.data.tables import FORMS, excerpts, file_tokenizer, read_table
 from pipeline.errors import DataError
 from pipeline.job import Job
 from pipeline.registry.runs import RunLogger, step_run
@@ -38,7 +38,7 @@ def run(spec: ValidateSpec, job: Job) -> ValidateResult:
     """
     with step_run(job) as tracking:
         counter = token_counter(spec, job)
-        rules = recipe_rules(spec.rules, estimated_tokens=counter is None)
+        rules = recipe_rules(spec.rules, spec.format, estimated_tokens=counter is None)
         if spec.suite is not None:
             rules += suite_rules(job.fetch_file(spec.suite))
         engine = Engine(rules)
@@ -69,16 +69,17 @@ def token_counter(spec: ValidateSpec, job: Job) -> TokenCounter | None:
 def read_tables(spec: ValidateSpec, job: Job, rules: list[Rule], counter: TokenCounter) -> dict[Split, pl.DataFrame]:
     """Both tables in one pass over each file, which also stages the rows in normal form."""
     sources: dict[Split, FileRef] = {"train": spec.train, "eval": spec.eval}
-    keep_prompt = any("prompt" in named_columns(rule.kwargs) for rule in rules)
+    named = {name for rule in rules for name in named_columns(rule.kwargs)}
     progress = _Progress(job, sum(ref.size_bytes for ref in sources.values()))
     tables: dict[Split, pl.DataFrame] = {}
     for split, ref in sources.items():
         tables[split] = read_table(
             job.fetch_file(ref),
             suffix_of(ref.uri),
+            FORMS[spec.format],
             rows_path=job.staging_path / f"{split}.jsonl",
             count_tokens=counter,
-            keep_prompt=keep_prompt,
+            kept=named,
             on_batch=progress.batch,
         )
         progress.file_done(ref.size_bytes)
@@ -129,7 +130,8 @@ def make_report(
     sources: dict[Split, FileRef] = {"train": spec.train, "eval": spec.eval}
     for split, ref in sources.items():
         lines = {line for outcome in outcomes[split] for line in outcome.lines}
-        texts = excerpts(job.fetch_file(ref), suffix_of(ref.uri), lines) if lines else {}
+        form = FORMS[spec.format]
+        texts = excerpts(job.fetch_file(ref), suffix_of(ref.uri), form, lines) if lines else {}
         entries += [rule_entry(outcome, first_rows(outcome, tables[split], texts)) for outcome in outcomes[split]]
         files[split] = profile(tables[split], digest=ref.digest, estimated_tokens=estimated_tokens)
     report_path = job.work_path / "report"

@@ -17,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.contracts.recipe import Validation
+from pipeline.data.chat import CHAT
 from pipeline.data.columns import NO_TEXT, count_bytes, with_overlap
 from pipeline.data.expectations import Engine
 from pipeline.data.generate import support_intents
@@ -33,9 +34,9 @@ def with_validate(path: Path, rows_path: Path, engine: Engine) -> int:
     table = read_table(
         path,
         ".jsonl",
+        CHAT,
         rows_path=rows_path,
         count_tokens=count_bytes,
-        keep_prompt=False,
         on_batch=lambda batch: None,
     )
     outcomes = engine.check(with_overlap(table, None), TRAIN_RULES)
@@ -96,7 +97,7 @@ def best_of_three(work: Callable[[], int]) -> tuple[float, int]:
     return min(times), held
 
 
-TRAIN_RULES = [rule for rule in recipe_rules(RULES, estimated_tokens=True) if rule.split == "train"]
+TRAIN_RULES = [rule for rule in recipe_rules(RULES, "chat", estimated_tokens=True) if rule.split == "train"]
 
 
 def main(rows: int) -> None:

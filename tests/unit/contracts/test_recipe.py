@@ -46,6 +46,34 @@ def test_a_recipe_sets_the_limits_of_one_kind_and_leaves_the_others() -> None:
     assert resources.evaluate == Resources().evaluate
 
 
+PAIRS = {"dataset.generate.kind": "support-preferences", "dataset.format": "preference", "finetune.method": "dpo"}
+
+
+def test_pairs_of_answers_are_for_dpo() -> None:
+    """A recipe that has both, and nothing else, is sound."""
+    assert check_recipe(apply_overrides(GOOD, PAIRS)).dataset.format == "preference"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            {"finetune.method": "dpo"},
+            "finetune.method is dpo, which learns from pairs of answers, but dataset.format is",
+        ),
+        (
+            {**PAIRS, "finetune.method": "lora"},
+            "dataset.format is preference, but finetune.method is lora, which would",
+        ),
+        ({"dataset.format": "preference"}, "generate.kind support-intents makes chat rows, but format is preference"),
+        ({**PAIRS, "finetune.batching": "packing"}, "batching packing with method dpo does not work"),
+    ],
+)
+def test_a_method_without_its_kind_of_rows_is_refused(overrides: dict[str, Any], told: str) -> None:
+    """Both fields are named, and what would fit."""
+    assert told in problems(overrides)
+
+
 def test_null_is_no_limit() -> None:
     """For who has the machine to himself."""
     resources = check_recipe(apply_overrides(GOOD, {"resources.finetune.memory_gb": None})).resources

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import chat as reader
-from pipeline.data.chat import BrokenRow, ChatRow, read_batches, suffix_of
+from pipeline.data import reading
+from pipeline.data.chat import CHAT
+from pipeline.data.reading import BrokenRow, Row, read_batches, suffix_of
 from pipeline.errors import SpecError
 from tests.chat_files import chat, good_rows, write_jsonl
 
@@ -33,10 +34,10 @@ BROKEN_TEXT = {
 }
 
 
-def rows_of(path: Path, batch_rows: int = 20_000) -> list[tuple[int, ChatRow | BrokenRow]]:
+def rows_of(path: Path, batch_rows: int = 20_000) -> list[tuple[int, Row | BrokenRow]]:
     return [
         (line, row)
-        for batch in read_batches(path, suffix_of(path.name), batch_rows)
+        for batch in read_batches(path, suffix_of(path.name), CHAT, batch_rows)
         for line, row in zip(batch.lines, batch.rows, strict=True)
     ]
 
@@ -46,7 +47,7 @@ def test_a_row_of_the_wrong_shape_is_a_structure_problem_at_its_line(tmp_path: P
     """The rows around it are read as ever."""
     line, expected = BROKEN_LINES[name]
     rows = rows_of(write_jsonl(tmp_path / "a.jsonl", [*good_rows(2), line]))
-    assert [isinstance(row, ChatRow) for _, row in rows] == [True, True, False]
+    assert [isinstance(row, Row) for _, row in rows] == [True, True, False]
     number, row = rows[2]
     assert isinstance(row, BrokenRow)
     assert number == 3
@@ -71,14 +72,14 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
 def test_the_last_line_needs_no_line_break(tmp_path: Path) -> None:
     """A whole row at the end of the file is a row."""
     rows = rows_of(write_jsonl(tmp_path / "a.jsonl", [chat("a", "b"), b'{"messages": []}']))
-    assert all(isinstance(row, ChatRow) for _, row in rows)
+    assert all(isinstance(row, Row) for _, row in rows)
 
 
 def test_a_line_beyond_all_measure_is_a_finding_and_not_held_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file without line breaks would otherwise be read whole."""
-    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 200)
     rows = rows_of(write_jsonl(tmp_path / "a.jsonl", [chat("a", "b"), b"x" * 1000 + b"\n", chat("c", "d")]))
     assert [line for line, _ in rows] == [1, 2, 3]
     assert isinstance(rows[1][1], BrokenRow)
@@ -88,7 +89,7 @@ def test_a_line_beyond_all_measure_is_a_finding_and_not_held_in_memory(
 def test_batches_hold_every_row_once_in_order(tmp_path: Path) -> None:
     """Whatever the batch's size; the last one says that all bytes are read."""
     path = write_jsonl(tmp_path / "a.jsonl", good_rows(25))
-    batches = list(read_batches(path, ".jsonl", batch_rows=10))
+    batches = list(read_batches(path, ".jsonl", CHAT, batch_rows=10))
     assert [line for batch in batches for line in batch.lines] == list(range(1, 26))
     assert batches[-1].done_bytes == path.stat().st_size
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.chat import Batch, BrokenRow, ChatRow, Message
 from pipeline.data.columns import (
     COLUMNS,
     batch_table,
@@ -16,18 +15,19 @@ from pipeline.data.columns import (
     token_counter,
     with_overlap,
 )
+from pipeline.data.reading import Batch, BrokenRow, Message, Row
 from pipeline.data.text import comparable, comparable_column
 
 
-def table_of(*rows: ChatRow | BrokenRow) -> pl.DataFrame:
+def table_of(*rows: Row | BrokenRow) -> pl.DataFrame:
     return batch_table(Batch(rows=list(rows), lines=list(range(1, len(rows) + 1))), count_bytes)
 
 
-def row(*messages: tuple[str, str]) -> ChatRow:
-    return ChatRow([Message(role, content) for role, content in messages])
+def row(*messages: tuple[str, str]) -> Row:
+    return Row([Message(role, content) for role, content in messages])
 
 
-def pair(prompt: str, answer: str) -> ChatRow:
+def pair(prompt: str, answer: str) -> Row:
     return row(("user", prompt), ("assistant", answer))
 
 

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.artifacts.digests import folder_digest
 from pipeline.contracts.base import FolderRef
+from pipeline.contracts.recipe import Format
 from pipeline.contracts.specs import ValidateResult
 from pipeline.errors import DataError, SpecError
 from pipeline.steps.validate import run
-from tests.chat_files import chat, good_rows, validate_job, validate_spec, write_jsonl
+from tests.chat_files import chat, good_pairs, good_rows, preference, validate_job, validate_spec, write_jsonl
 
 
 class Case:
@@ -28,6 +29,7 @@ class Case:
         self.train: list[Any] = good_rows(40)
         self.eval: list[Any] = good_rows(10, "eval")
         self.suite: Any = None
+        self.row_format: Format = "chat"
 
     def run(self, **rules: Any) -> ValidateResult:
         shutil.rmtree(self.home_path, ignore_errors=True)
@@ -37,7 +39,7 @@ class Case:
             suite_path.write_text(self.suite if isinstance(self.suite, str) else json.dumps(self.suite))
         train_path = write_jsonl(self.folder / "train.jsonl", self.train)
         eval_path = write_jsonl(self.folder / "eval.jsonl", self.eval)
-        spec = validate_spec(train_path, eval_path, suite_path=suite_path, **rules)
+        spec = validate_spec(train_path, eval_path, suite_path=suite_path, row_format=self.row_format, **rules)
         self.job = validate_job(spec, self.home_path)
         return run(spec, self.job)
 
@@ -120,6 +122,73 @@ def test_the_same_rules_hold_for_the_held_out_file(case: Case, rule: str) -> Non
         row = json.loads(json.dumps(row).replace("rain", "val").replace("Tval", "eval").replace("tval", "eval"))
     case.eval.append(row)
     assert f"eval {rule} (eval.jsonl): 1 of " in case.refusal(**STRICT)
+
+
+@pytest.fixture
+def pairs(case: Case) -> Case:
+    """Two files of preference rows."""
+    case.row_format = "preference"
+    case.train, case.eval = good_pairs(40), good_pairs(10, "eval")
+    return case
+
+
+def test_preference_rows_are_staged_as_chats_with_a_rejected_answer(pairs: Case) -> None:
+    """So that evaluation scores the chosen answer as the reference, and two pairs may share a prompt."""
+    result = pairs.run()
+    assert result.labels == ("answer 0", "answer 1", "answer 2")
+    for name, given in (("train", pairs.train), ("eval", pairs.eval)):
+        staged = (pairs.job.staging_path / f"{name}.jsonl").read_text().splitlines()
+        expected = [{**chat(row["prompt"], row["chosen"]), "rejected": row["rejected"]} for row in given]
+        assert [json.loads(line) for line in staged] == expected
+
+
+def test_rows_in_normal_form_are_validated_again_to_the_same_bytes(pairs: Case) -> None:
+    """What one release validated, another may start from."""
+    pairs.run()
+    staged = (pairs.job.staging_path / "train.jsonl").read_bytes()
+    pairs.train = [staged]
+    pairs.run()
+    assert (pairs.job.staging_path / "train.jsonl").read_bytes() == staged
+
+
+BROKEN_PAIRS = {
+    "structure": (chat("a", "b"), "line 41: the row has no `rejected`; it has 'messages'"),
+    "roles": (
+        {"prompt": [{"role": "assistant", "content": "a"}], "chosen": "answer 1", "rejected": "b"},
+        "line 41: message 1 has the role 'assistant', expected 'user'",
+    ),
+    "content": (preference("a", "answer 1", " "), "line 41: the rejected answer is empty"),
+    "encoding": (preference("a", "answer 1", "b\x00"), "line 41: the control character U+0000 in the rejected answer"),
+    "pairs": (preference("a", "answer 1", "answer 1 "), "line 41: the rejected answer is the chosen one"),
+    "longest message": (preference("a", "answer 1", "b" * 60), "line 41: a message of 60 characters"),
+    "tokens": (preference("ä" * 40, "answer 1", "b" * 8), "line 41: 88 tokens"),
+    "labels": (preference("a", "answer 9", "b"), 'line 41: answer is "answer 9"'),
+    "duplicates": (preference("Train QUESTION number 1", "answer 0", "no answer 1"), "line 41: the same as line 4"),
+    "conflicting choices": (
+        preference("train question number 1", "answer 2", "answer 1"),
+        "line 42: the two answers of line 41, the other way round",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN_PAIRS)
+def test_one_bad_pair_is_refused_with_rule_count_and_line(pairs: Case, rule: str) -> None:
+    """Among forty good ones; no other rule is blamed."""
+    row, expected = BROKEN_PAIRS[rule]
+    pairs.train.append(row)
+    if rule == "conflicting choices":
+        pairs.train.append(preference("train question number 1", "answer 1", "answer 2"))
+    message = pairs.refusal(**STRICT)
+    assert message.startswith("the data breaks 1 of 26 rules:"), message
+    assert re.search(rf"train {rule} \(train\.jsonl\): 1 of \d+ rows, expected: ", message)
+    assert expected in message
+
+
+def test_a_suite_may_look_at_the_rejected_answers(pairs: Case) -> None:
+    """The column is there, and kept."""
+    regex = expectation("expect_column_values_to_match_regex", column="rejected", regex="^no answer [0]$")
+    pairs.suite = {"expectations": [regex]}
+    assert 'line 2: rejected is "no answer 1"' in pairs.refusal()
 
 
 def test_duplicates_up_to_the_limit_are_let_through(case: Case) -> None:
