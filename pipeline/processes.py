@@ -4,7 +4,9 @@ SIGTERM, which is how a backend cancels a job, becomes SystemExit, so that `fina
 what the step started and left running is stopped when it ends, however it ends.
 """
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +14,7 @@ from types import FrameType
 import psutil
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
+_PR_SET_PDEATHSIG = 1
 GRACE_S = 5.0
 """Between asking a child to end and killing it."""
 
@@ -28,6 +31,12 @@ def children_end_with_us() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _stop([child for child in _descendants() if child not in others])
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """Linux ends this process when its parent dies, even by kill -9: nothing is left behind alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _descendants() -> list[psutil.Process]:

@@ -97,6 +97,32 @@ class FinetuneSpec(Spec):
     settings: Finetune
 
 
+class TokensSpec(Spec):
+    """Of training rows in a model's tokens: no step of its own, but an artifact (`tokens/{key}`) that finetune makes
+    and reuses.
+
+    Files: see pipeline/training/tokens.py.
+    """
+
+    rows: FileRef
+    """train.jsonl of validate."""
+    tokenizer: Digest
+    """Over the tokenizer and its chat template."""
+    max_seq_len: int
+    pairs: bool
+    """Preference rows: each becomes two."""
+
+
+class TokensResult(Result):
+    rows: int
+    """With pairs, two for each row of the file."""
+    tokens: int
+    shortened_prompts: int
+    """Rows whose prompt lost its beginning to fit max_seq_len."""
+    shortened_answers: int
+    """Rows whose answer alone is longer than max_seq_len, and lost its end."""
+
+
 class FinetuneResult(Result):
     """Files: a Hugging Face folder (config.json, model.safetensors, tokenizer.json, chat_template.jinja, …),
     loss.png and metrics.jsonl under training/; with an adapter that was not merged, that in peft's form under

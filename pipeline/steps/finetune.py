@@ -8,15 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.transfer import read_manifest
+from pipeline.contracts.base import ArtifactRef, FileRef
 from pipeline.contracts.finetune import Finetune
 from pipeline.contracts.specs import FinetuneResult, FinetuneSpec
 from pipeline.errors import SpecError
 from pipeline.imports import hide
 from pipeline.job import Job
 from pipeline.settings import set_for_libraries
-from pipeline.training import base_model, launch, tokens
+from pipeline.training import base_model, launch, tokenized
 from pipeline.training.plan import Outcome, TrainingPlan
 from pipeline.training.tracking import Tracker
+
+TRAIN_FILE = "train.jsonl"
 
 
 def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
@@ -35,11 +39,11 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
     use_transformers_without_torch()
     scratch = job.work_path / f"node-{job.settings.node_rank}"
     scratch.mkdir(parents=True, exist_ok=True)
-    rows_path = job.fetch(spec.dataset) / "train.jsonl"
+    rows_path = job.fetch(spec.dataset) / TRAIN_FILE
     model_path = prepare_model(spec, job, rows_path, scratch)
     teacher_path = prepare_teacher(spec, job, model_path)
-    tokenize(rows_path, model_path, scratch / "tokens", settings, job)
-    plan = make_plan(spec, job, model_path, scratch).model_copy(update={"teacher_path": teacher_path})
+    tokens_path = tokenize(spec, job, rows_path, model_path)
+    plan = make_plan(spec, job, scratch, model_path=model_path, teacher_path=teacher_path, tokens_path=tokens_path)
     train(plan, job, scratch)
     if not job.is_first_node:
         return None
@@ -88,9 +92,12 @@ def prepare_teacher(spec: FinetuneSpec, job: Job, model_path: Path) -> Path | No
     return folder
 
 
-def tokenize(rows_path: Path, model_path: Path, folder: Path, settings: Finetune, job: Job) -> None:
-    report = tokens.write_tokens(
-        rows_path, base_model.load_tokenizer(model_path), folder, max_seq_len=settings.max_seq_len
+def tokenize(spec: FinetuneSpec, job: Job, rows_path: Path, model_path: Path) -> Path:
+    """The rows in the model's tokens, made by this training or by another one before it."""
+    settings = spec.settings
+    rows = train_rows(spec.dataset)
+    folder, report = tokenized.fetch_tokens(
+        tokenized.make_spec(rows, model_path, settings), job, rows_path=rows_path, model_path=model_path
     )
     job.say(f"{report.rows} rows, {report.tokens} tokens")
     if report.shortened_prompts or report.shortened_answers:
@@ -101,16 +108,28 @@ def tokenize(rows_path: Path, model_path: Path, folder: Path, settings: Finetune
     job.figures.update(
         shortened_prompts=report.shortened_prompts, shortened_answers=report.shortened_answers, rows=report.rows
     )
+    return folder
 
 
-def make_plan(spec: FinetuneSpec, job: Job, model_path: Path, scratch: Path) -> TrainingPlan:
+def train_rows(dataset: ArtifactRef) -> FileRef:
+    """The training rows of a validated data set."""
+    manifest = read_manifest(dataset)
+    (entry,) = (entry for entry in manifest.files if entry.path == TRAIN_FILE)
+    uri = f"{dataset.uri}/{manifest.root}/{TRAIN_FILE}"
+    return FileRef(uri=uri, digest=entry.sha256, size_bytes=entry.size_bytes)
+
+
+def make_plan(
+    spec: FinetuneSpec, job: Job, scratch: Path, *, model_path: Path, teacher_path: Path | None, tokens_path: Path
+) -> TrainingPlan:
     return TrainingPlan(
         settings=spec.settings,
         node_rank=job.settings.node_rank,
         threads=launch.threads_per_rank(job.settings, spec.settings.procs_per_node),
         model_path=model_path,
+        teacher_path=teacher_path,
         fresh=spec.base_model.init is not None,
-        tokens_path=scratch / "tokens",
+        tokens_path=tokens_path,
         checkpoints_uri=job.checkpoints_uri,
         checkpoints_path=scratch / "checkpoints",
         events_path=scratch / "events.jsonl",

@@ -1,5 +1,6 @@
 """What fine-tuning starts from, as a local folder: a folder, an s3:// folder, a hub id, or a new small model."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from pipeline.contracts.recipe import InitModel
 from pipeline.contracts.specs import FinetuneSpec, PinnedModel
 from pipeline.errors import SpecError, TransientError
 from pipeline.job import Job
-from pipeline.training.tokens import read_rows
 
 PAD, END = "<|pad|>", "<|end|>"
 STAGED_MODELS = ("llama", "qwen2", "qwen3")
@@ -90,8 +90,8 @@ def train_tokenizer(init: InitModel, rows_path: Path) -> Any:
 
 
 def _texts(init: InitModel, rows_path: Path) -> Iterator[str]:
-    for messages in read_rows(rows_path):
-        for message in messages:
+    with rows_path.open(encoding="utf-8") as lines:
+        for message in (message for line in lines for message in json.loads(line)["messages"]):
             if message["role"] == "assistant":
                 yield message["content"]
             else:

@@ -7,10 +7,8 @@ writes its part of checkpoints to the store. A fault that no restart would chang
 """
 
 import argparse
-import ctypes
 import json
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
@@ -20,25 +18,19 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from pipeline.contracts.finetune import Dpo, Lora
 from pipeline.errors import SlipwayError
+from pipeline.processes import end_with_parent
 from pipeline.training.plan import Outcome, TrainingPlan, write_fault
 
 if TYPE_CHECKING:
     from pipeline.training.place import Place
 
-_PR_SET_PDEATHSIG = 1
 LINES_AT_ONCE = 16
 """Rows in a forward pass that only looks at their likelihood."""
 
 
-def die_with_parent() -> None:
-    """Linux ends this process when its torchrun agent dies, even by kill -9: no rank is left behind alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 @record  # type: ignore[untyped-decorator]
 def main() -> None:
-    die_with_parent()
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--local-rank", type=int, required=True)
