@@ -83,10 +83,7 @@ class Collator:
         self.prompt_weight = prompt_weight
         self.reference: NDArray[np.float32] | None = None
         """See `MicroBatch.reference`; by row."""
-        # Plain arrays over the same memory: indexing the mapped kind costs ten times as much for rows this short.
-        self._ids, self._is_answer = np.asarray(tokens.ids), np.asarray(tokens.answer)
-        firsts = tokens.starts[:-1]
-        answers = np.add.reduceat(self._is_answer, firsts, dtype=np.int64) - self._is_answer[firsts]
+        answers = tokens.answers
         self._row_weights = answers + float(np.float32(prompt_weight)) * (tokens.lengths - 1 - answers)
 
     def weight(self, sequences: list[Sequence]) -> float:
@@ -103,23 +100,21 @@ class Collator:
         ends_of_sequences = ends[np.cumsum([len(sequence) for sequence in sequences]) - 1]
         sizes = np.diff(ends_of_sequences, prepend=0)
         shape = (len(sequences), int(sizes.max()))
-        # All tokens of the batch end to end: each one's place in its row, in the file, and in the flattened batch.
+        # All tokens of the batch end to end: each one's place in its row, and in the flattened batch.
+        row_ids, is_answer = self.tokens.rows(rows)
         place = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-        source = np.repeat(self.tokens.starts[rows], lengths) + place
         target = np.arange(ends[-1]) + np.repeat(
             np.arange(len(sequences)) * shape[1] - ends_of_sequences + sizes, sizes
         )
         first = place == 0
         # What predicts a token lies before it; a row's first token is predicted by nothing.
-        predicted, predicting = source[~first], target[~first] - 1
+        predicted, predicting = np.flatnonzero(~first), target[~first] - 1
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
-        ids.reshape(-1)[target] = self._ids[source]
-        targets.reshape(-1)[predicting] = self._ids[predicted]
-        weights.reshape(-1)[predicting] = np.where(
-            self._is_answer[predicted], np.float32(1), np.float32(self.prompt_weight)
-        )
+        ids.reshape(-1)[target] = row_ids
+        targets.reshape(-1)[predicting] = row_ids[predicted]
+        weights.reshape(-1)[predicting] = np.where(is_answer[predicted], np.float32(1), np.float32(self.prompt_weight))
         positions = documents = None
         if len(rows) > len(sequences):
             positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
