@@ -1,8 +1,9 @@
 """Runs everything that `make test` runs, and ends with the names of what failed and one line: `N passed, N failed`.
 
-Lint, types and import rules first, then unit tests, then integration tests, each in the environment whose packages
-they test, and at last whole releases. `--lint` stops after the source's checks, `--drills` runs the drills instead of
-the tests. Exits 1 if anything failed or if no test ran.
+Lint, types, import rules and unit tests first, then integration tests, each in the environment whose packages they
+test, and at last whole releases. Suites that keep one core busy run side by side, and are heard of when they are over.
+`--lint` stops after the source's checks, `--drills` runs the drills instead of the tests. Exits 1 if anything failed or
+if no test ran.
 """
 
 import os
@@ -10,7 +11,10 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,6 +23,8 @@ REPORTS = ROOT / "build" / "test-reports"
 
 EXIT_NO_TESTS = 5
 """What pytest says when it has nothing to run."""
+LANES = 2
+"""Suites of a stage that run at the same time."""
 
 MODEL = {"unit": ("tests/unit/training", "tests/unit/compression"), "integration": ("tests/integration/model",)}
 SERVE = {"unit": ("tests/unit/evaluation",), "integration": ("tests/integration/serve",)}
@@ -46,42 +52,60 @@ class Suite:
     """A machine may lack what all of these tests need; pytest's last lines name them then."""
 
 
-DRILLS = (Suite("control", "drills", CONTROL["containers"], marker="drill"),)
+DRILLS = ((Suite("control", "drills", CONTROL["containers"], marker="drill"),),)
 """Faults on the stack in docker compose, too long for every change: `make drills`."""
 
-SUITES = (
-    Suite("control", "unit", CONTROL["unit"], (*MODEL["unit"], *SERVE["unit"])),
-    Suite("model", "unit", MODEL["unit"]),
-    Suite("serve", "unit", SERVE["unit"]),
-    Suite(
-        "control",
-        "integration",
-        CONTROL["integration"],
-        (*MODEL["integration"], *SERVE["integration"], *CONTROL["containers"]),
-        side_by_side=2,
+STAGES = (
+    (
+        Suite("control", "unit", CONTROL["unit"], (*MODEL["unit"], *SERVE["unit"])),
+        Suite("model", "unit", MODEL["unit"]),
+        Suite("serve", "unit", SERVE["unit"]),
     ),
-    Suite("model", "integration", MODEL["integration"]),
-    Suite("serve", "integration", SERVE["integration"]),
-    Suite("control", "containers", CONTROL["containers"], may_be_left_out=True),
-    Suite("control", "e2e", CONTROL["e2e"]),
+    (
+        Suite(
+            "control",
+            "integration",
+            CONTROL["integration"],
+            (*MODEL["integration"], *SERVE["integration"], *CONTROL["containers"]),
+            side_by_side=2,
+        ),
+    ),
+    (
+        Suite("model", "integration", MODEL["integration"]),
+        Suite("serve", "integration", SERVE["integration"]),
+    ),
+    (Suite("control", "containers", CONTROL["containers"], may_be_left_out=True),),
+    (Suite("control", "e2e", CONTROL["e2e"]),),
 )
+"""One after the other; the suites of one stage side by side. What asks how long something takes is alone in its own."""
+
+Outcome = tuple[int, list[str]]
+"""How many passed, and the names of those that failed."""
 
 
 def main() -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
-    drills = sys.argv[1:] == ["--drills"]
-    passed, failed = 0, [] if drills else lint()
     if sys.argv[1:] == ["--lint"]:
-        return 1 if failed else 0
-    for suite in DRILLS if drills else SUITES:
-        counted, names = run(suite)
-        passed, failed = passed + counted, failed + names
+        return 1 if lint()[1] else 0
+    drills = sys.argv[1:] == ["--drills"]
+    stages = [[partial(run, suite) for suite in stage] for stage in (DRILLS if drills else STAGES)]
+    if not drills:
+        stages[0].insert(0, lint)
+    found = [outcome for stage in stages for outcome in side_by_side(stage)]
+    passed, failed = sum(passed for passed, _ in found), [name for _, names in found for name in names]
     print(*(f"failed: {name}" for name in failed), f"{passed} passed, {len(failed)} failed", sep="\n", flush=True)
     return 0 if passed and not failed else 1
 
 
-def lint() -> list[str]:
-    """The checks of the source that failed."""
+def side_by_side(jobs: Sequence[Callable[..., Outcome]]) -> list[Outcome]:
+    """The outcomes of all, in the same order. A job that has company is to keep what it says until it is over."""
+    with ThreadPoolExecutor(LANES) as pool:
+        futures = [pool.submit(job, held=len(jobs) > 1) for job in jobs]
+        return [future.result() for future in futures]
+
+
+def lint(*, held: bool = False) -> Outcome:
+    """The checks of the source that failed; none counts as a test."""
     tools = VENVS / "control" / "bin"
     checks = {
         "ruff check": [str(tools / "ruff"), "check", "."],
@@ -90,11 +114,12 @@ def lint() -> list[str]:
         "import rules": [str(tools / "lint-imports")],
     }
     import_path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"}
-    return [name for name, command in checks.items() if _run(name, command, import_path) != 0]
+    failed = [name for name, command in checks.items() if _run(name, command, import_path, held=held) != 0]
+    return 0, failed
 
 
-def run(suite: Suite) -> tuple[int, list[str]]:
-    """How many tests passed, and the names of those that failed. A suite that breaks counts as one failure."""
+def run(suite: Suite, *, held: bool = False) -> Outcome:
+    """What came of the suite's tests. A suite that breaks counts as one failure."""
     name = f"{suite.level} tests of the {suite.environment} environment"
     report = REPORTS / f"{suite.environment}-{suite.level}.xml"
     report.unlink(missing_ok=True)
@@ -107,7 +132,7 @@ def run(suite: Suite) -> tuple[int, list[str]]:
     )
     chosen = ["-m", suite.marker] if suite.marker else []
     command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *spread, *chosen, *ignored, *suite.paths]
-    code = _run(name, command)
+    code = _run(name, command, held=held)
     if not report.exists():
         return 0, [name]
     passed, failed = outcomes(report)
@@ -115,20 +140,34 @@ def run(suite: Suite) -> tuple[int, list[str]]:
     return passed, failed or ([] if code in fine else [name])
 
 
-def outcomes(report: Path) -> tuple[int, list[str]]:
+def outcomes(report: Path) -> Outcome:
     """How many tests of a report in JUnit's form passed, and which failed. A skipped one failed: nothing may skip."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failed = [case for case in cases if any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))]
     return len(cases) - len(failed), [f"{case.get('classname')}.{case.get('name')}" for case in failed]
 
 
-def _run(name: str, command: list[str], variables: dict[str, str] | None = None) -> int:
+def _run(name: str, command: list[str], variables: dict[str, str] | None = None, *, held: bool) -> int:
+    """The exit code; with `held`, what the command says is printed at its end."""
     print(f"\n=== {name}", flush=True)
     started = time.monotonic()
     environment = {**os.environ, **(variables or {})}
-    code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
-    print(f"=== {name}: {'ok' if code == 0 else f'exit code {code}'} ({time.monotonic() - started:.0f} s)", flush=True)
-    return code
+    # Tests start hundreds of processes that import torch, vLLM or Airflow: compiling them each time costs seconds.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if held else None,
+        stderr=subprocess.STDOUT if held else None,
+        env=environment,
+        text=True,
+        check=False,
+    )
+    said = f"\n=== {name} said:\n{done.stdout}" if done.stdout else ""
+    verdict = "ok" if done.returncode == 0 else f"exit code {done.returncode}"
+    print(f"{said}=== {name}: {verdict} ({time.monotonic() - started:.0f} s)", flush=True)
+    return done.returncode
 
 
 if __name__ == "__main__":
