@@ -85,3 +85,15 @@ def test_in_docker_compose_the_local_stacks_commands_say_what_to_do_instead(
     )
     assert done.returncode == 64
     assert instead in done.stderr
+
+
+def test_processes_that_it_starts_keep_their_compiled_modules(tmp_path: Path) -> None:
+    """Whatever the caller has set; a Python that tells of its environment stands for the real one."""
+    python = tmp_path / "control" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nenv\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "SLIPWAY_VENVS": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run([str(ROOT / "slipway")], env=environment, capture_output=True, text=True, check=True).stdout
+    assert "SLIPWAY_VENVS" in said
+    assert "PYTHONDONTWRITEBYTECODE" not in said
