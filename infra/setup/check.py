@@ -32,6 +32,9 @@ CONTROL = {
     "unit": ("tests/unit", "tests/contracts", "tests/architecture", "tests/dags"),
     "integration": ("tests/integration",),
     "containers": ("tests/integration/docker",),
+    "compose": tuple(
+        str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/integration/docker/test_compose*.py"))
+    ),
     "e2e": ("tests/e2e",),
 }
 
@@ -74,7 +77,10 @@ STAGES = (
         Suite("model", "integration", MODEL["integration"]),
         Suite("serve", "integration", SERVE["integration"]),
     ),
-    (Suite("control", "containers", CONTROL["containers"], may_be_left_out=True),),
+    (
+        Suite("control", "compose", CONTROL["compose"], may_be_left_out=True),
+        Suite("control", "containers", CONTROL["containers"], CONTROL["compose"], may_be_left_out=True),
+    ),
     (Suite("control", "e2e", CONTROL["e2e"]),),
 )
 """One after the other; the suites of one stage side by side. What asks how long something takes is alone in its own."""

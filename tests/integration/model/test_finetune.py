@@ -50,34 +50,14 @@ def test_the_same_spec_twice_gives_the_same_artifact(two_nodes: TrainingJob, tmp
     assert again.digest == first["digest"]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "settings"),
-    [
-        (1, {"parallelism": {"zero": 0}}),
-        (1, {"procs_per_node": 2, "gradient_accumulation": 2}),
-    ],
-    ids=["one process", "two processes that accumulate"],
-)
-def test_two_nodes_with_zero_learn_what_one_process_learns(
-    two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path, nodes: int, settings: dict[str, Any]
+def test_two_processes_of_one_node_learn_what_two_nodes_learn(
+    two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path
 ) -> None:
-    """The losses agree to 1e-5 in fp32, although the ranks hold different numbers of tokens."""
-    job = TrainingJob(make_spec(dataset, nodes=nodes, **settings), tmp_path / "home", nodes=nodes)
-    job.run()
-    assert job.losses() == pytest.approx(two_nodes.losses(), abs=1e-5)
-
-
-def test_bf16_and_packing_train_and_save_in_bf16(dataset: ArtifactRef, tmp_path: Path) -> None:
-    """With two processes on one node."""
-    from safetensors import safe_open
-
-    spec = make_spec(dataset, nodes=1, procs_per_node=2, precision="bf16", batching="packing", epochs=4)
+    """The losses agree to 1e-5 in fp32 with accumulation, although the ranks hold different numbers of tokens."""
+    spec = make_spec(dataset, nodes=1, procs_per_node=2, gradient_accumulation=2)
     job = TrainingJob(spec, tmp_path / "home", nodes=1)
     job.run()
-    losses = job.losses()
-    assert losses[-1] < losses[0]
-    with safe_open(job.folder() / "model.safetensors", framework="pt") as weights:
-        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
+    assert job.losses() == pytest.approx(two_nodes.losses(), abs=1e-5)
 
 
 def test_training_goes_on_from_a_folder(two_nodes: TrainingJob, dataset: ArtifactRef, tmp_path: Path) -> None:

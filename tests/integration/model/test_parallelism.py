@@ -106,3 +106,14 @@ def test_lower_precisions_stay_close_to_fp32(
     """Within 2 % of the loss at every step; fp16 does not lose the steps that its loss scale makes too large."""
     trained = train_on_ranks(small(nodes=2, **PRECISIONS[case]), llama, tokens, tmp_path / "home")
     assert trained.losses == pytest.approx(alone[0], rel=0.02)
+
+
+def test_a_model_trained_in_bf16_on_packed_rows_is_saved_in_bf16(llama: Path, tokens: Path, tmp_path: Path) -> None:
+    """Every weight of it, after a loss that went down."""
+    from safetensors import safe_open
+
+    settings = small(nodes=2, precision="bf16", batching="packing", max_seq_len=48)
+    trained = train_on_ranks(settings, llama, tokens, tmp_path / "home")
+    assert trained.losses[-1] < trained.losses[0]
+    with safe_open(trained.folder / "out" / "model.safetensors", framework="pt") as weights:
+        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}  # noqa: SIM118
