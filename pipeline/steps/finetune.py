@@ -16,7 +16,7 @@ from pipeline.errors import SpecError
 from pipeline.imports import hide
 from pipeline.job import Job
 from pipeline.settings import set_for_libraries
-from pipeline.training import base_model, launch, tokenized
+from pipeline.training import base_model, launch, step_time, tokenized
 from pipeline.training.plan import Outcome, TrainingPlan
 from pipeline.training.tracking import Tracker
 
@@ -160,7 +160,8 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
         **flat(plan.settings.model_dump(exclude_none=True)),
         "threads_per_rank": plan.threads,
     }
-    with Tracker(job, params, events_path=plan.events_path, plot_path=plan.output_path / "training" / "loss.png"):
+    plots = plan.output_path / "training" / "loss.png", plan.events_path.with_name(step_time.NAME)
+    with Tracker(job, params, events_path=plan.events_path, plot_paths=plots):
         launch.run(command, plan, logs_path)
 
 

@@ -2,12 +2,14 @@
 
 import time
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-PHASES = ("data", "forward", "backward", "communication", "optimizer")
+PHASES = ("data", "forward", "backward", "communication", "optimizer", "pipeline")
 """`communication` includes waiting for the slowest rank. DeepSpeed's own step is all `optimizer`, and what it exchanges
-during the backward pass is `backward`."""
+during the backward pass is `backward`; with stages, whose passes interleave, all is `pipeline`."""
 
 
 class Clock:
@@ -17,7 +19,7 @@ class Clock:
     it before `take`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._on_device = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._laps: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -49,6 +51,8 @@ class Clock:
     def _now(self) -> "torch.cuda.Event | float":
         if not self._on_device:
             return time.perf_counter()
+        import torch
+
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

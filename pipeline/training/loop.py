@@ -47,6 +47,7 @@ class Loop:
     _tokens_since: int = 0
     _started: float = 0.0
     _clock: float = 0.0
+    _reported_at: int = 0
 
     def run(self) -> None:
         """Trains to the end.
@@ -62,7 +63,7 @@ class Loop:
         first, self.history = checkpoints.resume(self.trainer.engine)
         if first and self.events:
             print(f"resumed from the checkpoint of step {first}", flush=True)
-        self.resumed_at = first
+        self.resumed_at = self._reported_at = first
         self._clock = self._started = time.monotonic()
         num_steps = len(self.schedule.steps)
         for step in range(first + 1, num_steps + 1):
@@ -114,6 +115,9 @@ class Loop:
 
     def _report(self, step: int, events: TextIO) -> None:
         now = time.monotonic()
+        steps = step - self._reported_at
+        times = {f"time/{phase}_s": seconds / steps for phase, seconds in self.trainer.clock.take().items()}
+        self._reported_at = step
         tokens_per_s = self._tokens_since / max(now - self._clock, 1e-9)
         self._clock, self._tokens_since = now, 0
         total, last = len(self.schedule.steps), self.history[-1]
@@ -123,7 +127,7 @@ class Loop:
             f" loss={last['loss']:.4g} tokens_per_s={tokens_per_s:.4g}",
             flush=True,
         )
-        events.write(json.dumps({**last, "tokens_per_s": tokens_per_s}) + "\n")
+        events.write(json.dumps({**last, "tokens_per_s": tokens_per_s, **times}) + "\n")
         events.flush()
 
 

@@ -27,11 +27,11 @@ class _TrainingFailed(Exception):
 class Tracker:
     """A context manager around the training. `job.figures` tells the run's id, and what did not reach MLflow."""
 
-    def __init__(self, job: Job, params: Mapping[str, Any], *, events_path: Path, plot_path: Path) -> None:
+    def __init__(self, job: Job, params: Mapping[str, Any], *, events_path: Path, plot_paths: tuple[Path, ...]) -> None:
         self._job = job
         self._params = params
         self._events_path = events_path
-        self._plot_path = plot_path
+        self._plot_paths = plot_paths
         self._offset = 0
         self._samples = 0
         self._sampled_at = 0.0
@@ -87,8 +87,9 @@ class Tracker:
         self._send(run)
         if self._failed:
             raise _TrainingFailed
-        if self._plot_path.is_file():
-            run.log_artifact(self._plot_path, "training")
+        for path in self._plot_paths:
+            if path.is_file():
+                run.log_artifact(path, "training")
 
     def _send(self, run: MlflowRun) -> None:
         if self._events_path.is_file():

@@ -173,6 +173,7 @@ class PipelineTrainer:
             group["lr"] = rate
         self._total_weight = total_weight
         loss = self.engine.train_batch(data_iter=self._feed(batches))
+        self.clock.lap("pipeline")
         return float(loss) / self.place.world_size
 
     def gather(self) -> dict[str, Tensor] | None:

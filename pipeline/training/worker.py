@@ -50,6 +50,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     import torch
     from torch import distributed
 
+    from pipeline.training import step_time
     from pipeline.training.batches import make_schedule
     from pipeline.training.engine import join, num_parameters, spread_from_the_start
     from pipeline.training.loop import Loop
@@ -92,6 +93,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         outcome.figures.update(took)
         with plan.events_path.open("a") as events:  # for MLflow
             events.write(json.dumps({"step": outcome.steps, **took}) + "\n")
+        step_time.plot(plan.events_path, plan.events_path.with_name(step_time.NAME))
         save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.training.loss import Collator, WeightedLoss, document_mask
+from pipeline.training.loss import Collator, WeightedLoss, counted_logits, document_mask, token_losses
 from pipeline.training.tokens import TokenFile
 
 LENGTHS = (9, 5, 12, 7)
@@ -66,3 +66,32 @@ def test_a_token_sees_neither_its_neighbours_nor_what_comes_later(tokens: TokenF
     mask = document_mask(documents)
     expected = torch.block_diag(torch.ones(5, 5).tril(), torch.ones(7, 7).tril()).bool()
     assert torch.equal(mask[0, 0], expected)
+
+
+@pytest.mark.parametrize("sequences", [[(0,), (1,), (2,), (3,)], [(0, 1), (2, 3)]], ids=["apart", "packed"])
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.3])
+def test_logits_of_the_counted_tokens_alone_give_the_loss_of_all(
+    model: Any, tokens: TokenFile, sequences: list[tuple[int, ...]], prompt_weight: float
+) -> None:
+    """And its gradients: what has no weight is left out before the output layer."""
+    batch = Collator(tokens, pad_id=0, prompt_weight=prompt_weight).collate(sequences)
+    mask = None if batch.documents is None else document_mask(batch.documents)
+    logits = model.model(input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions).logits
+    wanted = (token_losses(logits, batch.targets) * batch.weights).sum()
+    found = model(batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    parameters = list(model.parameters())
+    gradients = zip(torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert counted_logits(model.model, batch).shape == (int((batch.weights > 0).sum()), 50)
+
+
+def test_a_batch_without_counted_tokens_has_a_loss_of_zero_and_gradients(model: Any, tokens: TokenFile) -> None:
+    """A rank may hold a part of a sequence in which nothing counts; it takes part in the exchange all the same."""
+    batch = Collator(tokens, pad_id=0, prompt_weight=0.0).collate([(0,)])
+    first_half = batch.part(0, 3)
+    loss = model(first_half)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(parameter.grad is not None for parameter in model.parameters())
