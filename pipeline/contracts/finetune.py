@@ -117,7 +117,7 @@ class Finetune(Contract):
     communication: Communication = Communication()
     epochs: Annotated[float, Field(gt=0)] = 3.0
     batch_size: PositiveInt = 32
-    """Rows (with `packing`: packed sequences) per optimizer step, over all ranks."""
+    """Rows (with `packing`: packed sequences; with method dpo: pairs) per optimizer step, over all ranks."""
     gradient_accumulation: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     warmup_fraction: Fraction = 0.05

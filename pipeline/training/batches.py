@@ -1,8 +1,9 @@
 """Which rows make which optimizer step: fixed by the seed and the rows' lengths alone, whatever the number of ranks.
 
 A schedule is a list of steps, a step a list of sequences, a sequence a list of rows: one row a sequence with
-`length_grouped`, several with `packing`. A rank takes every n-th sequence of a step, so the ranks' loads are alike.
-Since the whole schedule is known from the start, resuming at step N is starting to read it at N.
+`length_grouped`, several with `packing`, and the two rows of a pair with method dpo, which so stay together. A rank
+takes every n-th sequence of a step, so the ranks' loads are alike. Since the whole schedule is known from the start,
+resuming at step N is starting to read it at N, with any number of ranks.
 """
 
 from bisect import bisect_left, insort
@@ -27,7 +28,8 @@ class Schedule:
     steps: list[list[Sequence]]
 
     def share(self, step: int, part: int, parts: int) -> list[Sequence]:
-        """One of `parts` equal shares of a step (counted from 0): a rank's micro-batch."""
+        """One of `parts` shares of a step (counted from 0), a rank's micro-batch: they differ by one sequence at most,
+        and are empty where there are more parts than sequences."""
         return self.steps[step][part::parts]
 
 
@@ -40,6 +42,9 @@ def make_schedule(lengths: NDArray[np.int64], settings: Finetune) -> Schedule:
     random = np.random.default_rng(settings.seed)
     if settings.batching == "packing":
         return _packed(lengths, settings, random)
+    if settings.method == "dpo":
+        pairs = _length_grouped(lengths.reshape(-1, 2).max(axis=1), settings, random)
+        return Schedule([[(2 * pair, 2 * pair + 1) for (pair,) in step] for step in pairs.steps])
     return _length_grouped(lengths, settings, random)
 
 

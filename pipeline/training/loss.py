@@ -74,60 +74,84 @@ class Collator:
     """Makes tensors of sequences of rows.
 
     Sequences are padded on the right, where causal attention never looks back from, so a row alone in its sequence
-    needs no mask. Rows that share one get positions from 0 each, and a mask that keeps them apart.
+    needs no mask. Rows that share one get positions from 0 each, and a mask that keeps them apart. The two rows of a
+    pair have a line each.
     """
 
-    def __init__(self, tokens: TokenFile, *, pad_id: int, prompt_weight: float) -> None:
+    def __init__(self, tokens: TokenFile, *, pad_id: int, prompt_weight: float, packed: bool = False) -> None:
+        """
+        Args:
+            packed: make positions and documents even where no rows share a sequence: every rank's batches are alike.
+        """
         self.tokens = tokens
         self.pad_id = pad_id
-        self.prompt_weight = prompt_weight
+        self.prompt_weight = np.float32(prompt_weight)
+        self.packed = packed
         self.reference: NDArray[np.float32] | None = None
         """See `MicroBatch.reference`; by row."""
-        answers = tokens.answers
-        self._row_weights = answers + float(np.float32(prompt_weight)) * (tokens.lengths - 1 - answers)
+        self._row_weights = tokens.answers + float(self.prompt_weight) * (tokens.lengths - 1 - tokens.answers)
 
     def weight(self, sequences: list[Sequence]) -> float:
-        """The sum of the loss weights of `sequences`."""
+        """What turns a sum of losses over `sequences` into a mean: their tokens' weight, or the number of pairs."""
+        if self.tokens.pairs:
+            return float(len(sequences))
         return float(self._row_weights[_rows(sequences)].sum())
 
     def num_tokens(self, sequences: list[Sequence]) -> int:
         return int(self.tokens.lengths[_rows(sequences)].sum())
 
     def collate(self, sequences: list[Sequence]) -> MicroBatch:
-        rows = _rows(sequences)
+        """A micro-batch. One of no sequences, a rank's share of a small step, is padding that counts for nothing."""
+        if not sequences:
+            return self._padding()
+        lines: list[Sequence] = sequences
+        if self.tokens.pairs:
+            lines = [(row,) for sequence in sequences for row in sequence]
+        rows = _rows(lines)
         lengths = self.tokens.lengths[rows]
         ends = np.cumsum(lengths)
-        ends_of_sequences = ends[np.cumsum([len(sequence) for sequence in sequences]) - 1]
-        sizes = np.diff(ends_of_sequences, prepend=0)
-        shape = (len(sequences), int(sizes.max()))
+        ends_of_lines = ends[np.cumsum([len(line) for line in lines]) - 1]
+        sizes = np.diff(ends_of_lines, prepend=0)
+        shape = (len(lines), int(sizes.max()))
         # All tokens of the batch end to end: each one's place in its row, and in the flattened batch.
         row_ids, is_answer = self.tokens.rows(rows)
         place = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-        target = np.arange(ends[-1]) + np.repeat(
-            np.arange(len(sequences)) * shape[1] - ends_of_sequences + sizes, sizes
-        )
-        first = place == 0
+        target = np.arange(ends[-1]) + np.repeat(np.arange(len(lines)) * shape[1] - ends_of_lines + sizes, sizes)
         # What predicts a token lies before it; a row's first token is predicted by nothing.
-        predicted, predicting = np.flatnonzero(~first), target[~first] - 1
+        predicted = place != 0
+        predicting = target[predicted] - 1
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
         ids.reshape(-1)[target] = row_ids
         targets.reshape(-1)[predicting] = row_ids[predicted]
-        weights.reshape(-1)[predicting] = np.where(is_answer[predicted], np.float32(1), np.float32(self.prompt_weight))
+        weights.reshape(-1)[predicting] = np.where(is_answer[predicted], np.float32(1), self.prompt_weight)
         positions = documents = None
-        if len(rows) > len(sequences):
+        if self.packed or len(rows) > len(lines):
             positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
             positions.reshape(-1)[target] = place
-            documents.reshape(-1)[target] = np.repeat(rows, lengths)
+            # By its place in the batch: a row may stand in a sequence twice, in two epochs.
+            documents.reshape(-1)[target] = np.repeat(np.arange(len(rows)), lengths)
         return MicroBatch(
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
             positions=None if positions is None else torch.from_numpy(positions),
             documents=None if documents is None else torch.from_numpy(documents),
-            reference=None if self.reference is None else torch.from_numpy(self.reference[[s[0] for s in sequences]]),
+            reference=None if self.reference is None else torch.from_numpy(self.reference[[line[0] for line in lines]]),
             counted=torch.from_numpy(np.flatnonzero(weights)),
+        )
+
+    def _padding(self) -> MicroBatch:
+        shape = (2 if self.tokens.pairs else 1, 1)
+        return MicroBatch(
+            ids=torch.full(shape, self.pad_id),
+            targets=torch.full(shape, IGNORED),
+            weights=torch.zeros(shape),
+            positions=torch.zeros(shape, dtype=torch.long) if self.packed else None,
+            documents=torch.full(shape, -1) if self.packed else None,
+            reference=None if self.reference is None else torch.zeros(shape[0]),
+            counted=torch.zeros(0, dtype=torch.long),
         )
 
 

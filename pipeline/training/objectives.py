@@ -62,4 +62,6 @@ class DpoLoss(WeightedLoss):
         margins = self.settings.beta * (gains[0::2] - gains[1::2])
         smoothing = self.settings.label_smoothing
         logsigmoid = nn.functional.logsigmoid
-        return -((1 - smoothing) * logsigmoid(margins) + smoothing * logsigmoid(-margins)).sum()
+        losses = -((1 - smoothing) * logsigmoid(margins) + smoothing * logsigmoid(-margins))
+        # A rank without a pair in this step has lines of padding, whose margin is 0 but whose loss would not be.
+        return (losses * batch.weights[0::2].any(dim=-1)).sum()

@@ -73,7 +73,12 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     with spread_from_the_start(plan.settings, place):
         model = load_model(plan)
     parameters = num_parameters(model)
-    collator = Collator(tokens, pad_id=model.config.pad_token_id or 0, prompt_weight=plan.settings.prompt_loss_weight)
+    collator = Collator(
+        tokens,
+        pad_id=model.config.pad_token_id or 0,
+        prompt_weight=plan.settings.prompt_loss_weight,
+        packed=plan.settings.batching == "packing",
+    )
     schedule = make_schedule(tokens.lengths, plan.settings)
     trainer = make_trainer(model, plan, place)
     if plan.settings.method == "dpo":

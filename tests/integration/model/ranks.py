@@ -20,7 +20,7 @@ from pipeline.training.batches import make_schedule
 from pipeline.training.engine import learning_rate, parameter_groups
 from pipeline.training.loss import Collator, WeightedLoss
 from pipeline.training.plan import Outcome, TrainingPlan
-from pipeline.training.tokens import TokenFile
+from pipeline.training.tokens import TokenFile, TokenWriter
 
 VOCABULARY = 96
 LONGEST = 24
@@ -38,22 +38,27 @@ def context() -> Any:
     return server
 
 
-def write_tokens(folder: Path, *, rows: int = BATCH * STEPS) -> Path:
-    """Rows of 6 to LONGEST tokens, whose next token depends on the last; the second half is the answer."""
-    folder.mkdir(parents=True)
+def write_tokens(folder: Path, *, rows: int = BATCH * STEPS, pairs: bool = False) -> Path:
+    """Rows of 6 to LONGEST tokens, whose next token depends on the last; the second half is the answer.
+
+    Args:
+        pairs: each of them is a chosen answer, followed by a row with the same prompt and an answer at random.
+    """
     random = np.random.default_rng(1)
     lengths = random.integers(6, LONGEST + 1, size=rows)
+    writer = TokenWriter(folder, pairs=pairs, shard_tokens=1000)
     follows = random.integers(1, VOCABULARY, size=(VOCABULARY, 3))
-    ids: list[int] = []
     for length in lengths:
-        token = int(random.integers(1, VOCABULARY))
-        for _ in range(length):
-            ids.append(token)
-            token = int(follows[token, random.integers(3)])
-    answer = np.concatenate([np.arange(length) >= length // 2 for length in lengths])
-    np.save(folder / "ids.npy", np.array(ids, dtype=np.int32))
-    np.save(folder / "answer.npy", answer)
-    np.save(folder / "starts.npy", np.cumsum([0, *lengths]))
+        ids = [int(random.integers(1, VOCABULARY))]
+        while len(ids) < length:
+            ids.append(int(follows[ids[-1], random.integers(3)]))
+        lines = [np.array(ids, dtype=np.int32)]
+        if pairs:
+            other = random.integers(1, VOCABULARY, size=random.integers(1, LONGEST - length // 2 + 1), dtype=np.int32)
+            lines.append(np.concatenate([lines[0][: length // 2], other]))
+        answers = [np.arange(len(line)) >= length // 2 for line in lines]
+        writer.add(np.concatenate(lines), np.concatenate(answers), np.array([len(line) for line in lines]))
+    writer.close()
     return folder
 
 

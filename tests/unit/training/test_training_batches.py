@@ -34,6 +34,43 @@ def test_the_ranks_shares_of_a_step_make_up_the_step(batching: str) -> None:
     assert {len(share) for share in shares} == {2}
 
 
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 7, 8, 11])
+def test_any_number_of_ranks_shares_each_step_without_loss_or_repetition(batching: str, parts: int) -> None:
+    """Also one that does not divide the batch, or exceeds it: shares differ by one sequence at most, or are empty."""
+    schedule = make_schedule(LENGTHS, settings(batching=batching))
+    for step, sequences in enumerate(schedule.steps):
+        shares = [schedule.share(step, part, parts) for part in range(parts)]
+        assert Counter(sequence for share in shares for sequence in share) == Counter(sequences)
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_resumed_training_goes_on_with_what_is_left_at_any_number_of_ranks() -> None:
+    """Three ranks until step 70, then five: every row once an epoch, as with one rank all the way."""
+    schedule, again = make_schedule(LENGTHS, settings()), make_schedule(LENGTHS, settings(nodes=8))
+    seen: Counter[int] = Counter()
+    for source, steps, parts in ((schedule, range(70), 3), (again, range(70, len(again.steps)), 5)):
+        for step in steps:
+            for part in range(parts):
+                seen.update(row for sequence in source.share(step, part, parts) for row in sequence)
+    assert seen == dict.fromkeys(range(640), 2)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 16])
+def test_the_two_answers_of_a_pair_are_never_parted(parts: int) -> None:
+    """A step has as many pairs as the batch size says, each chosen answer with its rejected one behind it."""
+    schedule = make_schedule(LENGTHS, settings(method="dpo"))
+    seen: Counter[int] = Counter()
+    for step, pairs in enumerate(schedule.steps):
+        assert len(pairs) == 8
+        for part in range(parts):
+            for chosen, rejected in schedule.share(step, part, parts):
+                assert (chosen % 2, rejected) == (0, chosen + 1)
+                seen.update((chosen, rejected))
+    assert seen == dict.fromkeys(range(640), 2)
+
+
 def test_every_row_is_seen_once_an_epoch() -> None:
     """640 rows in steps of 8, twice over."""
     schedule = make_schedule(LENGTHS, settings())
