@@ -16,8 +16,9 @@ Verdict = Literal["chosen", "slower", "too large", "tight", "does not work"]
 FILLED = 0.9
 """Of the memory, the most that a choice may be expected to take: a forecast may be wrong by 15 % (docs/benchmarks.md),
 and what a recipe asks for by itself may take all."""
-AS_FAST = 0.02
-"""Steps whose expected times differ by less count as equally long: then the simpler one wins."""
+AS_FAST = 0.1
+"""Steps whose expected times differ by less count as equally long, since no estimate tells them apart: then the
+simpler one wins."""
 STAGED_KINDS = ("llama", "qwen2", "qwen3")
 """Whose layers can be the stages of a pipeline (see `pipeline.training.stages`)."""
 

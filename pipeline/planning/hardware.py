@@ -102,7 +102,10 @@ def parse_cluster(text: str, settings: Finetune) -> tuple[Finetune, Cluster]:
         problem = error.errors()[0]
         raise SpecError(f"--cluster {problem['loc'][0]}={problem['input']}: {problem['msg'].lower()}") from error
     ranks = {"nodes": nodes, "procs_per_node": gpus or settings.procs_per_node, "min_nodes": None}
-    return Finetune.model_validate({**settings.model_dump(), **ranks}), cluster
+    try:
+        return Finetune.model_validate({**settings.model_dump(), **ranks}), cluster
+    except ValidationError as error:
+        raise SpecError(f"--cluster {text}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def _whole_number(text: str, name: str, *, least: int) -> int:

@@ -10,6 +10,8 @@ from pipeline.planning.workload import Stage, Workload
 TERA, GIGABIT = 1e12, 1e9 / 8
 OPTIMIZER_BYTES = 80
 """Read and written for each value that AdamW updates: seven operations over fp32, on two or three tensors each."""
+ACCELERATOR_MESSAGE_S, CORES_MESSAGE_S = 30e-6, 500e-6
+"""Assumed of an exchange however small, through NCCL and through gloo."""
 BACKWARD_SHARE = 2 / 3
 """Of a step's arithmetic, during which gradients can be exchanged."""
 
@@ -98,4 +100,5 @@ def _seconds(part: Traffic, hardware: Hardware) -> float:
     """Over the slowest link that the exchange needs."""
     on_one_node = hardware.nodes == 1 or (part.neighbours and part.ranks <= hardware.ranks_per_node)
     link = hardware.within if on_one_node else hardware.between
-    return part.bytes / (link.value * GIGABIT)
+    message_s = ACCELERATOR_MESSAGE_S if hardware.accelerated else CORES_MESSAGE_S
+    return part.bytes / (link.value * GIGABIT) + part.messages * message_s

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.planning.memory import bucket_elements
 from pipeline.planning.workload import Stage, Workload
 
 
@@ -15,6 +16,8 @@ class Traffic:
     """That exchange with each other."""
     neighbours: bool
     """They are ranks that follow each other, so on one node if there is room; otherwise they are spread over nodes."""
+    messages: float
+    """Exchanges one after the other, each of which takes the time of a message at least."""
     overlaps: bool = False
     """It goes on while the backward pass computes."""
 
@@ -48,7 +51,9 @@ def _sharing(work: Workload, stage: Stage) -> Traffic:
     zero, micro_batches = settings.parallelism.zero, settings.gradient_accumulation
     gradients = work.exchange_bytes * held.trained
     parameters = work.value_bytes * held.trained
-    if zero == 3:
+    messages = float(-(-held.trained // bucket_elements(work, held)))
+    if zero == 3:  # a gather for each layer, forward and backward
+        messages = micro_batches * (messages + 2 * stage.num_layers)
         whole = work.value_bytes * (held.trained + held.frozen)
         sent = micro_batches * (gathered(gradients, ranks) + 2 * gathered(whole, ranks))
     elif zero == 2:
@@ -61,6 +66,7 @@ def _sharing(work: Workload, stage: Stage) -> Traffic:
         kind="data",
         bytes=sent,
         ranks=ranks,
+        messages=messages if ranks > 1 else 0,
         neighbours=settings.parallelism.pipeline > 1 or settings.parallelism.tensor == 1,
         overlaps=settings.communication.overlap,
     )
@@ -76,8 +82,9 @@ def _slices(work: Workload, stage: Stage) -> Traffic:
     its backward pass; two more where the forward pass is repeated."""
     ranks = work.settings.parallelism.tensor
     times = 6 if work.settings.activation_checkpointing else 4
-    sent = work.settings.gradient_accumulation * stage.num_layers * times * all_reduced(_hidden_bytes(work), ranks)
-    return Traffic(kind="tensor", bytes=sent, ranks=ranks, neighbours=True)
+    messages = work.settings.gradient_accumulation * stage.num_layers * times
+    sent = messages * all_reduced(_hidden_bytes(work), ranks)
+    return Traffic(kind="tensor", bytes=sent, ranks=ranks, messages=messages, neighbours=True)
 
 
 def _sequences(work: Workload, stage: Stage) -> Traffic:
@@ -87,8 +94,9 @@ def _sequences(work: Workload, stage: Stage) -> Traffic:
     width = 2 * shape.query_size + 2 * shape.kv_size
     times = 3 if work.settings.activation_checkpointing else 2
     size = work.value_bytes * work.micro_batch_tokens * width
-    sent = work.settings.gradient_accumulation * stage.num_layers * times * gathered(size, ranks)
-    return Traffic(kind="sequence", bytes=sent, ranks=ranks, neighbours=True)
+    passes = work.settings.gradient_accumulation * stage.num_layers * times
+    sent = passes * gathered(size, ranks)
+    return Traffic(kind="sequence", bytes=sent, ranks=ranks, messages=4 * passes, neighbours=True)
 
 
 def _pipeline(work: Workload, stage: Stage) -> Traffic:
@@ -96,5 +104,6 @@ def _pipeline(work: Workload, stage: Stage) -> Traffic:
     before."""
     ranks = work.settings.parallelism.pipeline
     ways = (not stage.answers) + (not stage.embeds)
-    sent = work.settings.gradient_accumulation * ways * _hidden_bytes(work) if ranks > 1 else 0.0
-    return Traffic(kind="pipeline", bytes=sent, ranks=ranks, neighbours=False)
+    messages = work.settings.gradient_accumulation * ways if ranks > 1 else 0
+    sent = messages * _hidden_bytes(work)
+    return Traffic(kind="pipeline", bytes=sent, ranks=ranks, messages=messages, neighbours=False)
