@@ -238,7 +238,7 @@ def _hub_commit(model_id: str, revision: str | None, field: str) -> str:
     """The commit that `revision` (by default the main branch) of a hub model stands at."""
     if revision and COMMIT.match(revision):
         return revision
-    import httpx  # the hub's client takes a moment to import, and most recipes need none
+    import httpx2  # the hub's client takes a moment to import, and most recipes need none
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -251,7 +251,7 @@ def _hub_commit(model_id: str, revision: str | None, field: str) -> str:
         ) from error
     except RevisionNotFoundError as error:
         raise SpecError(f"{field}: {model_id} has no revision {revision!r}") from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise TransientError(
             f"{field}: cannot ask the hub about {model_id!r} ({error}); without a way to the hub, download the"
             f" model elsewhere and give its folder as {field}, or, for a base model, name a 40-digit commit as"

@@ -15,6 +15,7 @@ from pipeline.planning.shapes import ModelShape
 from pipeline.recipe_files import is_hub_id
 
 CONFIG = "config.json"
+HUB_TIMEOUT_S = 10.0
 
 
 def is_near(uri: str | None) -> bool:
@@ -44,7 +45,7 @@ def named_shape(uri: str, revision: str | None = None) -> ModelShape:
             " folder, as in --set finetune.distill.teacher=/models/large"
         )
     if is_hub_id(uri):
-        return _local_shape(_hub_config(uri, revision))
+        return _hub_shape(uri, revision)
     folder = local_path(uri)
     return _stored_shape(uri, CONFIG) if folder is None else _local_shape(folder / CONFIG)
 
@@ -93,28 +94,24 @@ def _shape(data: bytes, source: str) -> ModelShape:
     return shapes.from_config(config, source)
 
 
-def _hub_config(model_id: str, revision: str | None) -> Path:
-    """The hub's config.json in its client's cache."""
-    import httpx  # the hub's client takes a moment to import, and most recipes need none
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _hub_shape(model_id: str, revision: str | None) -> ModelShape:
+    """From the hub client's cache, or in one request: a hub that does not answer is not waited for."""
+    import httpx2  # the hub's client takes a moment to import, and most recipes need none
+    import huggingface_hub
+    from huggingface_hub import errors
 
+    cached = huggingface_hub.try_to_load_from_cache(model_id, CONFIG, revision=revision)
+    if isinstance(cached, str):
+        return _local_shape(Path(cached))
+    url = huggingface_hub.hf_hub_url(model_id, CONFIG, revision=revision)
     try:
-        return Path(hf_hub_download(model_id, CONFIG, revision=revision))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        headers = {"authorization": f"Bearer {token}"} if (token := huggingface_hub.get_token()) else {}
+        answer = huggingface_hub.get_session().get(url, headers=headers, timeout=HUB_TIMEOUT_S, follow_redirects=True)
+        huggingface_hub.hf_raise_for_status(answer)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise SpecError(
-            f"the hub has no model {model_id!r} (revision {revision}) that this machine may read"
+            f"the hub has no {CONFIG} of {model_id!r} (revision {revision or 'main'}) that this machine may read"
         ) from error
-    except LocalEntryNotFoundError as error:
+    except (httpx2.HTTPError, OSError) as error:
         raise TransientError(f"cannot ask the hub for {model_id}/{CONFIG}: {error}") from error
-    except EntryNotFoundError as error:
-        raise SpecError(f"the hub's model {model_id!r} has no {CONFIG}") from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise TransientError(f"cannot ask the hub for {model_id}/{CONFIG}: {error}") from error
+    return _shape(answer.content, f"{model_id}/{CONFIG}")

@@ -21,7 +21,7 @@ FLATTENED_AT_A_TIME = 500_000_000
 """Gradients that ZeRO-0 copies into one exchange: DeepSpeed's `elements_per_buffer`."""
 
 MB, GB = 10**6, 10**9
-CORES_FRAMEWORK = {0: 15 * MB, 1: 62 * MB, 2: 62 * MB, 3: 62 * MB}
+CORES_FRAMEWORK = {0: 25 * MB, 1: 72 * MB, 2: 72 * MB, 3: 72 * MB}
 """That libraries take after the model is loaded, by stage of ZeRO, as measured; ZeRO's optimizer imports torch's
 compiler."""
 CORES_PROCESS = 450 * MB
@@ -305,7 +305,7 @@ def _exchange(work: Workload, stage: Stage, held: Held) -> Moment:
     # From stage 2 on an exchange begins as soon as a bucket is full, with the activations of the layers before.
     gathered = _gathered(work, held)
     kept = activations.kept(work, stage) * (stage.in_flight * left)
-    aside = share if left or work.settings.gradient_accumulation > 1 else NOTHING
+    aside = share if zero == 3 or left or work.settings.gradient_accumulation > 1 else NOTHING
     gradients = Amount(aside.total + left * work.value_bytes * held.largest, whole.small)
     return Moment(
         name=name,

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -20,6 +20,17 @@ from pipeline.contracts.specs import PlanResult, PlanSpec
 from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.job import Job
 from pipeline.steps import plan
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model's config.json comes from the hub, whether there is a network or not."""
+
+    def refuses(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("no network", request=request)
+
+    client = httpx2.Client(transport=httpx2.MockTransport(refuses))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: client)
 
 
 @pytest.fixture
@@ -183,11 +194,11 @@ def test_an_unreachable_hub_is_transient_and_an_unknown_model_is_not(
 ) -> None:
     """Both say what to do."""
     fields = recipe(inputs, base_model={"uri": "org/name"})
-    hub_that(monkeypatch, httpx.ConnectError("no network"))
+    hub_that(monkeypatch, httpx2.ConnectError("no network"))
     with pytest.raises(TransientError, match=r"no network.*download the model elsewhere and give its folder"):
         run(tmp_path, fields)
 
-    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.invalid"))
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://hub.invalid"))
     hub_that(monkeypatch, RepositoryNotFoundError("gone", response=response))
     with pytest.raises(SpecError, match=r"the hub has no model 'org/name'.*write \./org/name if a folder is meant"):
         run(tmp_path, fields)
@@ -234,3 +245,35 @@ def test_a_teacher_that_is_not_there_is_refused_by_its_field(
     with pytest.raises(SpecError) as caught:
         run(tmp_path, recipe(inputs, finetune=finetune))
     assert said in str(caught.value)
+
+
+INIT = {"hidden_size": 2048, "intermediate_size": 8192, "num_layers": 16, "num_heads": 16, "num_kv_heads": 16}
+
+
+def test_auto_is_replaced_by_what_was_chosen(inputs: Path, tmp_path: Path) -> None:
+    """Everything later sees fixed values; the forecast is kept with the plan."""
+    fields = recipe(inputs, base_model={"init": {}}, finetune={"parallelism": "auto"})
+    planned, job = run(tmp_path, fields)
+
+    assert not planned.recipe.finetune.parallelism.auto
+    assert json.loads((job.staging_path / "recipe.json").read_text())["finetune"]["parallelism"]["auto"] is False
+    chosen = planned.recipe.finetune.parallelism
+    assert job.figures["forecast"]["parallelism"]["zero"] == chosen.zero
+
+
+def test_a_training_that_does_not_fit_is_refused_before_it_is_queued(inputs: Path, tmp_path: Path) -> None:
+    """With the figures."""
+    with pytest.raises(SpecError, match=r"a node needs [\d.]+ GB for 1 ranks, and may take 8 GB"):
+        run(tmp_path, recipe(inputs, base_model={"init": INIT}))
+
+
+def test_a_model_that_cannot_be_counted_is_planned_without_a_forecast(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the log says so; a choice is refused."""
+    (inputs / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    run(tmp_path, recipe(inputs))
+    assert "no forecast of fine-tuning: " in capsys.readouterr().out
+
+    with pytest.raises(SpecError, match="whose memory cannot be planned"):
+        run(tmp_path, recipe(inputs, finetune={"parallelism": "auto"}))
