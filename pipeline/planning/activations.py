@@ -67,10 +67,10 @@ def kept(work: Workload, stage: Stage) -> Amount:
 
 
 def logits(work: Workload, stage: Stage) -> Amount:
-    """Of the loss, when most is alive: logits are one value for each token and word, in fp32."""
+    """Of the loss, when most is alive: logits are one value for each token that counts and each word, in fp32."""
     if not stage.answers:
         return NOTHING
-    block = 4.0 * work.micro_batch_tokens * work.shape.vocab_size
+    block = 4.0 * work.counted_tokens * work.shape.vocab_size
     copies = DISTILLED_LOSS_COPIES if work.teacher is not None else LOSS_COPIES
     return Amount.of((copies * block, block))
 

@@ -236,13 +236,11 @@ def _turn(work: Workload, stage: Stage, held: Held) -> Moment:
     kept = activations.kept(work, stage) * stage.in_flight
     if layer.total > loss.total:
         kept, loss = kept + layer, Amount(0.0, loss.small)
-    return Moment(
-        name="backward begins",
-        gradients=_gradients(work, held) if waits else NOTHING,
-        activations=kept,
-        logits=loss,
-        **_gathered(work, held),
-    )
+    if work.flat:
+        gradients, others = _flat_gradients(work, held), {"buffers": _received(work, held)}
+    else:
+        gradients, others = _gradients(work, held) if waits else NOTHING, _gathered(work, held)
+    return Moment(name="backward begins", gradients=gradients, activations=kept, logits=loss, **others)
 
 
 def _gathered(work: Workload, held: Held) -> dict[str, Amount]:
@@ -288,6 +286,8 @@ def _exchange(work: Workload, stage: Stage, held: Held) -> Moment:
     """The gradients' exchange: each bucket is copied once more to be sent, and of what comes back this rank's share is
     set aside."""
     zero, name = work.settings.parallelism.zero, "gradients exchanged"
+    if work.flat:
+        return _flat_exchange(work, held)
     whole, bucket, share = one_by_one(held, work.value_bytes), _bucket(work, held), _share(work, held)
     if zero == 0:
         sent = work.exchange_bytes * min(held.trained, FLATTENED_AT_A_TIME) * (work.sharing_ranks > 1)
@@ -316,23 +316,53 @@ def _exchange(work: Workload, stage: Stage, held: Held) -> Moment:
     )
 
 
-def _step(work: Workload, held: Held) -> Moment:
-    """The optimizer's step: torch's AdamW, whose square root of the second moment is a tensor of its own, and on cores
-    the quotient with it another.
+def _flat_gradients(work: Workload, held: Held) -> Amount:
+    """With flat ZeRO-1: all of them end to end, and this rank's share of the sum, which both stay."""
+    summed = end_to_end(held, 4.0 / work.sharing_ranks)
+    separate = work.sharing_ranks > 1 or work.settings.precision != "fp32"
+    return end_to_end(held, work.value_bytes) + (summed if separate else NOTHING)
 
-    Without ZeRO it works on the parameters as they are, on cores one after the other, on accelerators all at once;
-    in 16 bits on copies in fp32, whose gradients are copies, too. With ZeRO it works on this rank's share, a group at a
-    time, whose gradients were set aside and are laid end to end.
+
+def _received(work: Workload, held: Held) -> Amount:
+    """With flat ZeRO-1: what the other ranks have sent, which stays, too: through gloo a share from each of them,
+    through NCCL the sum."""
+    if work.sharing_ranks == 1:
+        return NOTHING
+    return end_to_end(held, work.exchange_bytes / (work.sharing_ranks if work.accelerated else 1))
+
+
+def _flat_exchange(work: Workload, held: Held) -> Moment:
+    """A sum in the making beside the last one, or its squares for the norm, a group at a time."""
+    block = 4.0 * held.largest_group / work.sharing_ranks
+    converted = end_to_end(held, work.exchange_bytes) if work.exchange_bytes != work.value_bytes else NOTHING
+    return Moment(
+        name="gradients exchanged",
+        gradients=_flat_gradients(work, held),
+        buffers=_received(work, held) + converted,
+        work=Amount.of((block, block)),
+    )
+
+
+def _step(work: Workload, held: Held) -> Moment:
+    """The optimizer's step: torch's fused AdamW, which needs nothing beside states and gradients in fp32.
+
+    Without ZeRO the gradients are the parameters' own; in 16 bits the parameters are copies of what is updated, and so
+    are the gradients. DeepSpeed's stages lay this rank's share, which was set aside, end to end, a group at a time.
     """
     zero, name = work.settings.parallelism.zero, "optimizer step"
-    temporaries = 4.0 if work.accelerated else 8.0
     if zero == 0:
         gradients = one_by_one(held, work.value_bytes)
         if work.settings.precision != "fp32":
             gradients += one_by_one(held, 4.0)
-        numbers = held.trained if work.accelerated else held.largest
-        # On cores they find place in what the activations have left.
-        return Moment(name=name, gradients=gradients, work=Amount(temporaries * numbers))
+        return Moment(name=name, gradients=gradients)
+    if work.flat:
+        updated = end_to_end(held, work.value_bytes / work.sharing_ranks)
+        return Moment(
+            name=name,
+            gradients=_flat_gradients(work, held),
+            buffers=_received(work, held),
+            work=updated if work.settings.precision != "fp32" else NOTHING,
+        )
     group = held.largest_group / work.sharing_ranks
     if zero == 3:
         group = min(group, SUB_GROUP_PARAMETERS)
@@ -342,5 +372,5 @@ def _step(work: Workload, held: Held) -> Moment:
         name=name,
         gradients=_share(work, held),
         buffers=_bucket(work, held) if zero == 3 else NOTHING,
-        work=Amount.of(((4.0 + temporaries) * group, 4.0 * group)),
+        work=Amount.of((4.0 * group, 4.0 * group)),
     )

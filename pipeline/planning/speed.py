@@ -8,8 +8,8 @@ from pipeline.planning.traffic import Traffic, step_traffic
 from pipeline.planning.workload import Stage, Workload
 
 TERA, GIGABIT = 1e12, 1e9 / 8
-OPTIMIZER_BYTES = 80
-"""Read and written for each value that AdamW updates: seven operations over fp32, on two or three tensors each."""
+OPTIMIZER_BYTES = 28
+"""Read and written for each value by the fused AdamW: parameter, gradient and two moments, and three of them back."""
 ACCELERATOR_MESSAGE_S, CORES_MESSAGE_S = 30e-6, 500e-6
 """Assumed of an exchange however small, through NCCL and through gloo."""
 BACKWARD_SHARE = 2 / 3
@@ -65,10 +65,12 @@ def micro_batch_flops(work: Workload, stage: Stage) -> float:
     passes = 2.0 if settings.method == "lora" else 3.0
     per_token = stage.num_layers * layer * (passes + settings.activation_checkpointing)
     per_token += stage.num_layers * 6.0 * work.layer_adapter
-    per_token += passes * head_flops(shape) if stage.answers else 0.0
+    flops = work.micro_batch_tokens * per_token
+    if stage.answers:
+        flops += work.counted_tokens * passes * head_flops(shape)
     if work.teacher is not None:
-        per_token += token_flops(work.teacher, work.sequence_tokens) / 3
-    return work.micro_batch_tokens * per_token
+        flops += work.micro_batch_tokens * token_flops(work.teacher, work.sequence_tokens) / 3
+    return flops
 
 
 def step_time(work: Workload, hardware: Hardware) -> StepTime:

@@ -43,9 +43,10 @@ def step_traffic(work: Workload, stage: Stage) -> tuple[Traffic, ...]:
 def _sharing(work: Workload, stage: Stage) -> Traffic:
     """Gradients, and with ZeRO parameters.
 
-    Rajbhandari et al. 2020, section 7: an all-reduce moves 2Ψ, a gather of parameters Ψ, and stage 3 gathers them
-    twice, for 3Ψ. DeepSpeed 0.19 adds up whole buckets in stages 1 and 2 (`use_multi_rank_bucket_allreduce`), so
-    these move 3Ψ where the paper has 2Ψ. From stage 2 on gradients are exchanged after each micro-batch.
+    Rajbhandari et al. 2020, section 7: an all-reduce moves 2Ψ; stages 1 and 2 scatter sums and gather parameters for as
+    much; stage 3 gathers them twice, for 3Ψ. Our own steps of stage 1 do that. DeepSpeed 0.19 adds up whole buckets in
+    stages 1 and 2 (`use_multi_rank_bucket_allreduce`), and so moves 3Ψ. From stage 2 on gradients are exchanged after
+    each micro-batch.
     """
     settings, held, ranks = work.settings, work.held(stage), work.sharing_ranks
     zero, micro_batches = settings.parallelism.zero, settings.gradient_accumulation
@@ -58,6 +59,8 @@ def _sharing(work: Workload, stage: Stage) -> Traffic:
         sent = micro_batches * (gathered(gradients, ranks) + 2 * gathered(whole, ranks))
     elif zero == 2:
         sent = micro_batches * all_reduced(gradients, ranks) + gathered(parameters, ranks)
+    elif work.flat:
+        messages, sent = 4.0, gathered(gradients, ranks) + gathered(parameters, ranks)
     elif zero == 1:
         sent = all_reduced(gradients, ranks) + gathered(parameters, ranks)
     else:

@@ -61,6 +61,8 @@ class Workload:
     """Tokens of a sequence, padding included."""
     accelerated: bool
     """The ranks compute on accelerators, not on their machine's cores."""
+    counted_share: float = 1.0
+    """Of the tokens, those that have a weight in the loss: logits are computed for no others. At most all."""
     teacher: ModelShape | None = None
 
     def spread(self, parallelism: Parallelism) -> "Workload":
@@ -76,6 +78,19 @@ class Workload:
     def exchange_bytes(self) -> int:
         """Of a gradient on the wire."""
         return BYTES_PER_VALUE[self.settings.communication.dtype or self.settings.precision]
+
+    @property
+    def flat(self) -> bool:
+        """ZeRO-1 steps over flat buffers of our own (see `pipeline.training.flat`), not over DeepSpeed's buckets."""
+        spread, offload = self.settings.parallelism, self.settings.offload
+        elsewhere = offload.optimizer or offload.parameters or self.settings.communication.overlap
+        return spread.zero == 1 and spread.model_ranks == 1 and self.settings.precision != "fp16" and not elsewhere
+
+    @property
+    def counted_tokens(self) -> float:
+        """Of a rank's micro-batch; the stages of a pipeline compute logits for all."""
+        share = self.counted_share if self.settings.parallelism.pipeline == 1 else 1.0
+        return self.micro_batch_tokens * share
 
     @property
     def sharing_ranks(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,34 +48,60 @@ def figures(
     except shapes.UnknownShape as error:
         print(f"no forecast: {error}", flush=True)
         return found
-    longest, mean = padded_tokens(schedule, place, plan.settings, tokens)
     accelerated = torch.cuda.is_available()
+    load = Load.of(schedule, place, plan.settings, tokens)
     work = Workload(
-        shape=shape, settings=plan.settings, sequence_tokens=longest, accelerated=accelerated, teacher=teacher
+        shape=shape,
+        settings=plan.settings,
+        sequence_tokens=load.longest,
+        accelerated=accelerated,
+        counted_share=load.most_counted,
+        teacher=teacher,
     )
     found["predicted_memory_mb"] = round(stage_memory(work, work.stages[place.stage]).rise / MB, 1)
     if not accelerated:
-        hardware = measured_cores(plan.settings, tflops)
-        usual = Workload(shape=shape, settings=plan.settings, sequence_tokens=mean, accelerated=False, teacher=teacher)
-        step_s = step_time(usual, hardware).total_s
-        real = sum(int(tokens.lengths[row]) for step in schedule.steps for sequence in step for row in sequence)
+        usual = replace(work, sequence_tokens=load.mean, counted_share=load.mean_counted)
+        step_s = step_time(usual, measured_cores(plan.settings, tflops)).total_s
         found["gemm_tflops"] = round(tflops, 4)
-        found["predicted_tokens_per_s"] = round(real / len(schedule.steps) / step_s, 1)
+        found["predicted_tokens_per_s"] = round(load.step_tokens / step_s, 1)
     return found
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the micro-batches of one rank hold."""
+
+    longest: int
+    """Tokens of a sequence, padding included, in the longest of them."""
+    mean: int
+    most_counted: float
+    """Of their tokens, padding included, the share that has a weight in the loss: in the fullest, beside `longest`."""
+    mean_counted: float
+    step_tokens: float
+    """Of a step over all ranks, on average, without padding."""
+
+    @classmethod
+    def of(cls, schedule: Schedule, place: Place, settings: Finetune, tokens: TokenFile) -> "Load":
+        learnt = tokens.lengths - 1 if settings.prompt_loss_weight else tokens.answers
+        parts = settings.gradient_accumulation * place.data_ranks
+        longest, counted, lines = [], [], 1
+        for step in range(len(schedule.steps)):
+            for micro in range(settings.gradient_accumulation):
+                share = schedule.share(step, micro * place.data_ranks + place.data_rank, parts)
+                lines = max(lines, len(share))
+                longest.append(max(int(tokens.lengths[list(sequence)].sum()) for sequence in share))
+                counted.append(sum(int(learnt[list(sequence)].sum()) for sequence in share))
+        mean = sum(longest) / len(longest)
+        real = sum(int(tokens.lengths[list(sequence)].sum()) for step in schedule.steps for sequence in step)
+        return cls(
+            longest=max(longest),
+            mean=round(mean),
+            most_counted=min(1.0, max(counted) / (lines * max(longest))),
+            mean_counted=min(1.0, sum(counted) / len(counted) / (lines * mean)),
+            step_tokens=real / len(schedule.steps),
+        )
 
 
 def _shape(folder: Path) -> ModelShape:
     path = folder / "config.json"
     return shapes.from_config(json.loads(path.read_bytes()), str(path))
-
-
-def padded_tokens(schedule: Schedule, place: Place, settings: Finetune, tokens: TokenFile) -> tuple[int, int]:
-    """Tokens of a sequence, padding included: in this rank's longest micro-batch, and on average."""
-    parts = settings.gradient_accumulation * place.data_ranks
-    lengths = [
-        max(sum(int(tokens.lengths[row]) for row in sequence) for sequence in share)
-        for step in range(len(schedule.steps))
-        for micro in range(settings.gradient_accumulation)
-        if (share := schedule.share(step, micro * place.data_ranks + place.data_rank, parts))
-    ]
-    return max(lengths), round(sum(lengths) / len(lengths))

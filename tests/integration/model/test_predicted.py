@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from ranks import small, train_on_ranks
 
+from pipeline.training.tokens import TokenWriter
+
 pytestmark = pytest.mark.integration
 
 WITHIN = 0.15
@@ -47,11 +49,10 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def write_rows(folder: Path, *, rows: int, vocabulary: int) -> Path:
     """Random rows, all as long as a sequence may be."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(1)
-    np.save(folder / "ids.npy", random.integers(1, vocabulary, size=rows * SEQUENCE).astype(np.int32))
-    np.save(folder / "answer.npy", np.ones(rows * SEQUENCE, dtype=bool))
-    np.save(folder / "starts.npy", np.arange(0, rows + 1) * SEQUENCE)
+    ids = np.random.default_rng(1).integers(1, vocabulary, size=rows * SEQUENCE).astype(np.int32)
+    writer = TokenWriter(folder)
+    writer.add(ids, np.ones(len(ids), dtype=bool), np.full(rows, SEQUENCE, dtype=np.int32))
+    writer.close()
     return folder
 
 
