@@ -1,7 +1,6 @@
 """The training loops that tests/bench/training.py compares: ours, and what people write or take otherwise.
 
-Each is made for one round: `run(steps)` takes WARM_UP_STEPS and then `steps` optimizer steps, and gives the seconds of
-the latter and the real tokens (no padding) of this rank in them.
+Each is made for one round: `run(steps)` takes WARM_UP_STEPS and then `steps` optimizer steps, and tells of the latter.
 """
 
 import contextlib
@@ -10,12 +9,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 WARM_UP_STEPS = 5
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 PAD_ID = 0
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Round:
+    """What some optimizer steps took on this rank."""
+
+    seconds: float
+    cpu_s: float
+    """Of the process, with all its threads: waiting costs none, so another program on the machine changes it little."""
+    tokens: float
+    """Real ones, without padding."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,8 @@ class Work:
         config = AutoConfig.from_pretrained(self.folder / "base")
         return AutoModelForCausalLM.from_config(config, dtype=dtype).to(self.device).train()
 
-    def wait(self) -> None:
-        """For the device, and for the other ranks."""
+    def now(self) -> tuple[float, float]:
+        """Seconds of the wall's clock and of this process's, when the device and the other ranks are done."""
         import torch
         from torch import distributed
 
@@ -95,12 +106,18 @@ class Work:
             torch.cuda.synchronize()
         if distributed.is_initialized():
             distributed.barrier()
+        return time.perf_counter(), time.process_time()
+
+    def since(self, started: tuple[float, float], tokens: float) -> Round:
+        ended = self.now()
+        return Round(ended[0] - started[0], ended[1] - started[1], tokens)
 
 
 class Ours:
     """The finetune step's own loop, exchange of losses, schedule, clock and all."""
 
-    def __init__(self, work: Work, *, packed: bool) -> None:
+    def __init__(self, work: Work, *, packed: bool, flat_step: bool = True) -> None:
+        """Args: flat_step: over flat buffers, as the step does it; or through DeepSpeed's own engine."""
         from pipeline.contracts.finetune import Lora
         from pipeline.training import adapters
         from pipeline.training.batches import make_schedule
@@ -119,30 +136,28 @@ class Ours:
         model = work.new_model()
         if work.method == "lora":
             model = adapters.add(model, settings.lora or Lora(), seed=settings.seed)
-        trainer = EngineTrainer(WeightedLoss(model), settings, place)
+        with contextlib.nullcontext() if flat_step else patch("pipeline.training.flat.applies_to", return_value=False):
+            trainer = EngineTrainer(WeightedLoss(model), settings, place)
         collator = Collator(work.tokens(), pad_id=PAD_ID, prompt_weight=0.0)
         schedule = make_schedule(collator.tokens.lengths, settings)
         self._work = work
         self._loop = Loop(plan, trainer, collator, schedule, place, io.StringIO() if work.rank == 0 else None)
 
-    def run(self, steps: int) -> tuple[float, float]:
+    def run(self, steps: int) -> Round:
         from pipeline.training.loop import EXCHANGE_STEPS
 
         loop, work = self._loop, self._work
-        started = 0.0
+        started = work.now()
         # The loop tells of its progress, which counts as its work; the figures here are for programs.
         with contextlib.redirect_stdout(io.StringIO()):
             for step in range(1, WARM_UP_STEPS + steps + 1):
                 if step == WARM_UP_STEPS + 1:
-                    work.wait()
-                    started = time.perf_counter()
+                    started = work.now()
                 loop.optimizer_step(step)
                 if step % EXCHANGE_STEPS == 0:
                     loop.exchange(step)
-            work.wait()
-        seconds = time.perf_counter() - started
         timed = loop.schedule.steps[WARM_UP_STEPS : WARM_UP_STEPS + steps]
-        return seconds, sum(loop.collator.num_tokens(step) for step in timed) / work.ranks
+        return work.since(started, sum(loop.collator.num_tokens(step) for step in timed) / work.ranks)
 
 
 class BareDdp:
@@ -164,17 +179,14 @@ class BareDdp:
             self._model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
         )
 
-    def run(self, steps: int) -> tuple[float, float]:
-        started = 0.0
+    def run(self, steps: int) -> Round:
+        started = self._work.now()
         for index in range(WARM_UP_STEPS + steps):
             if index == WARM_UP_STEPS:
-                self._work.wait()
-                started = time.perf_counter()
+                started = self._work.now()
             self._step(index)
-        self._work.wait()
-        seconds = time.perf_counter() - started
         timed = self._schedule.steps[WARM_UP_STEPS : WARM_UP_STEPS + steps]
-        return seconds, sum(self._collator.num_tokens(step) for step in timed) / self._work.ranks
+        return self._work.since(started, sum(self._collator.num_tokens(step) for step in timed) / self._work.ranks)
 
     def _step(self, index: int) -> None:
         import torch
@@ -197,7 +209,7 @@ class HuggingFace:
         self._work = work
         self._packed = packed
 
-    def run(self, steps: int) -> tuple[float, float]:
+    def run(self, steps: int) -> Round:
         from transformers import PrinterCallback
 
         meter = _Meter(self._work)
@@ -207,7 +219,8 @@ class HuggingFace:
         collate = trainer.data_collator
         trainer.data_collator = lambda rows: meter.count(rows, collate)
         trainer.train()
-        return meter.seconds, meter.tokens
+        assert meter.round is not None, "the trainer ended before its last step"
+        return meter.round
 
     def _model(self) -> Any:
         from peft import LoraConfig, get_peft_model
@@ -275,9 +288,8 @@ class _Meter:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._batches: list[int] = []
-        self._started = 0.0
-        self.seconds = 0.0
-        self.tokens = 0.0
+        self._started = (0.0, 0.0)
+        self.round: Round | None = None
 
     def count(self, rows: list[dict[str, Any]], collate: Any) -> Any:
         self._batches.append(sum(len(row["input_ids"]) for row in rows))
@@ -291,11 +303,9 @@ class _Meter:
         class Timed(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step == WARM_UP_STEPS:
-                    meter._work.wait()
-                    meter._started = time.perf_counter()
+                    meter._started = meter._work.now()
                 if state.global_step == state.max_steps:
-                    meter._work.wait()
-                    meter.seconds = time.perf_counter() - meter._started
-                    meter.tokens = float(sum(meter._batches[WARM_UP_STEPS : state.max_steps]))
+                    tokens = float(sum(meter._batches[WARM_UP_STEPS : state.max_steps]))
+                    meter.round = meter._work.since(meter._started, tokens)
 
         return Timed()

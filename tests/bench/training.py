@@ -5,7 +5,8 @@
 A bare PyTorch DDP loop, Hugging Face's Trainer, and TRL's SFTTrainer with its packing; ours with rows grouped by
 length, and packed. Ranks are processes on loopback that share the machine's cores. The loops take turns in the same
 processes, in another order each round, so that they meet the same load. The loss is on the answers alone, everywhere.
-Prints a JSON line for each number of ranks and each baseline: the median over the rounds, and the best.
+Prints a JSON line for each number of ranks and each baseline: the median over the rounds, and the best; `cpu_ratio`
+compares tokens per second of processor time, which other programs on the machine hardly change.
 """
 
 import argparse
@@ -105,33 +106,43 @@ def measure(options: argparse.Namespace) -> None:
     work = Work(options.folder, rank, ranks, BATCH_SIZE, SEQUENCE, scratch=options.folder)
     loops: dict[str, Callable[[], Any]] = {
         OURS[0]: lambda: Ours(work, packed=False),
+        "ours through DeepSpeed's own step": lambda: Ours(work, packed=False, flat_step=False),
         "bare PyTorch DDP": lambda: BareDdp(work),
         "Hugging Face Trainer": lambda: HuggingFace(work, packed=False),
         OURS[1]: lambda: Ours(work, packed=True),
         "TRL SFTTrainer, packed": lambda: HuggingFace(work, packed=True),
     }
     speeds: dict[str, list[float]] = {name: [] for name in loops}
+    cpu_speeds: dict[str, list[float]] = {name: [] for name in loops}
     names = list(loops)
     for number in range(options.rounds + 1):
         for name in names:
             torch.manual_seed(number)
-            seconds, tokens = loops[name]().run(options.steps if number else 1)
-            total = torch.tensor(tokens)
+            taken = loops[name]().run(options.steps if number else 1)
+            total = torch.tensor([taken.tokens, taken.cpu_s])
             distributed.all_reduce(total)
             if number:
-                speeds[name].append(float(total) / seconds)
+                speeds[name].append(float(total[0]) / taken.seconds)
+                cpu_speeds[name].append(float(total[0] / total[1]))
         names = names[1:] + names[:1]
     if rank == 0:
-        report(speeds, ranks)
+        report(speeds, cpu_speeds, ranks)
     distributed.destroy_process_group()
 
 
-def report(speeds: dict[str, list[float]], ranks: int) -> None:
-    """A line a baseline: ours in the same round ÷ the baseline, the median of the rounds."""
+def report(speeds: dict[str, list[float]], cpu_speeds: dict[str, list[float]], ranks: int) -> None:
+    """A line a baseline: ours in the same round ÷ the baseline, the median of the rounds.
+
+    Args:
+        cpu_speeds: tokens per second of processor time, over all ranks.
+    """
     for ours in OURS:
         line = {"name": f"training, {ranks} rank{'s' * (ranks > 1)}, {ours}", "unit": "tokens/s"}
         for baseline in [name for name in speeds if name not in OURS]:
-            pairs = zip(speeds[ours], speeds[baseline], strict=True)
+            ratio, cpu_ratio = (
+                statistics.median(a / b for a, b in zip(found[ours], found[baseline], strict=True))
+                for found in (speeds, cpu_speeds)
+            )
             print(
                 json.dumps(
                     {
@@ -141,7 +152,8 @@ def report(speeds: dict[str, list[float]], ranks: int) -> None:
                         "baseline": baseline,
                         "baseline_value": round(statistics.median(speeds[baseline])),
                         "baseline_best": round(max(speeds[baseline])),
-                        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+                        "ratio": round(ratio, 3),
+                        "cpu_ratio": round(cpu_ratio, 3),
                     }
                 ),
                 flush=True,

@@ -189,9 +189,9 @@ def measure(options: argparse.Namespace, sequence: int, method: str, peak: float
         speeds: dict[str, list[float]] = {loop: [] for loop in loops}
         for number in range(options.rounds + 1):
             for loop, make in loops.items():
-                seconds, tokens = make().run(options.steps)
+                taken = make().run(options.steps)
                 if number:
-                    speeds[loop].append(tokens / seconds)
+                    speeds[loop].append(taken.tokens / taken.seconds)
                 gc.collect()
                 torch.cuda.empty_cache()
     flops = shape.token_flops(length, method=method)
