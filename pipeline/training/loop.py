@@ -108,7 +108,7 @@ class Loop:
         losses = shares.sum(dim=0).tolist()
         for offset, (loss, (_, rate, norm)) in enumerate(zip(losses, self._pending, strict=True)):
             record = {"step": first + offset, "loss": loss, "lr": rate, "grad_norm": norm}
-            self.history.append({name: float(f"{value:.6g}") for name, value in record.items()})
+            self.history.append({name: float(f"{value:.8g}") for name, value in record.items()})
         self._pending.clear()
         if self.events:
             self._report(step, self.events)

@@ -121,7 +121,7 @@ def small(**changes: Any) -> Finetune:
     """STEPS steps of BATCH rows on one rank, in fp32."""
     fields = {
         "nodes": 1, "epochs": 1, "batch_size": BATCH, "max_seq_len": 32, "prompt_loss_weight": 0.25,
-        "learning_rate": 3e-3, "checkpoint_every_steps": 1000,
+        "learning_rate": 1e-3, "checkpoint_every_steps": 1000,
     }  # fmt: skip
     return Finetune.model_validate({**fields, **changes})
 

@@ -57,11 +57,11 @@ def test_lora_learns_what_one_process_learns_and_merges_it(
     zero: int, llama: Path, tokens: Path, tmp_path: Path
 ) -> None:
     """The merged model, loaded by transformers, gives the logits of base model and adapter together."""
-    settings = small(method="lora", lora=LORA, parallelism={"zero": zero}, learning_rate=0.02, nodes=2)
-    losses, plain = train_plainly(small(learning_rate=0.02), llama, tokens, objective=with_adapters)
+    settings = small(method="lora", lora=LORA, parallelism={"zero": zero}, learning_rate=0.005, nodes=2)
+    losses, plain = train_plainly(small(learning_rate=0.005), llama, tokens, objective=with_adapters)
     trained = train_on_ranks(settings, llama, tokens, tmp_path / "home")
     assert trained.losses == pytest.approx(losses, abs=AGREE)
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.01
     torch.testing.assert_close(trained.logits(some_ids()), logits(plain.model), rtol=1e-3, atol=1e-3)
 
 

@@ -93,7 +93,7 @@ def test_pairs_are_learnt_as_beside_a_frozen_copy(
     assert len(losses) == STEPS
     assert trained.losses == pytest.approx(losses, abs=AGREE)
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
-    assert losses[-1] < 0.5
+    assert losses[-1] < 0.65
     assert sum(plain.accuracies[-5:]) / 5 > 0.9
     ids = torch.randint(1, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
