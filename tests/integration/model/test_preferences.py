@@ -27,6 +27,7 @@ from pipeline.training.tokens import TokenFile
 pytestmark = pytest.mark.integration
 
 AGREE = 1e-5
+RATE = 3e-3
 SMOOTHED = {"beta": 0.5, "label_smoothing": 0.1}
 
 
@@ -68,7 +69,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(llama: Path, pairs: Path) -> tuple[list[float], WithFrozenCopy]:
     """Losses and model of one process."""
-    plain = small(method="dpo", prompt_loss_weight=0)
+    plain = small(method="dpo", prompt_loss_weight=0, learning_rate=RATE)
     return train_plainly(
         plain, llama, pairs, objective=lambda model: WithFrozenCopy(model, Dpo.model_validate(SMOOTHED))
     )
@@ -88,13 +89,13 @@ def test_pairs_are_learnt_as_beside_a_frozen_copy(
 ) -> None:
     """The losses of 20 steps agree to 1e-5, the first is that of a coin, and the saved model gives the same logits."""
     losses, plain = alone
-    settings = small(method="dpo", dpo=SMOOTHED, prompt_loss_weight=0, **MODES[mode])
+    settings = small(method="dpo", dpo=SMOOTHED, prompt_loss_weight=0, learning_rate=RATE, **MODES[mode])
     trained = train_on_ranks(settings, llama, pairs, tmp_path / "home")
     assert len(losses) == STEPS
     assert trained.losses == pytest.approx(losses, abs=AGREE)
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
-    assert losses[-1] < 0.65
-    assert sum(plain.accuracies[-5:]) / 5 > 0.9
+    assert losses[-1] < 0.6
+    assert sum(plain.accuracies[-5:]) / 5 > 0.75
     ids = torch.randint(1, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = plain.model.eval()(input_ids=ids).logits
@@ -112,6 +113,6 @@ def test_a_rank_without_a_pair_adds_nothing(llama: Path, pairs: Path) -> None:
     collator.reference = torch.zeros(len(tokens.lengths)).numpy()
     loss = objective(collator.collate([]))
     loss.backward()
-    assert float(loss) == 0.0
+    assert float(loss.detach()) == 0.0
     assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
     assert collator.weight([(2 * i, 2 * i + 1) for i in range(BATCH)]) == BATCH
