@@ -126,6 +126,9 @@ class Finetune(Contract):
     gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
     max_seq_len: Annotated[int, Field(ge=16)] = 256
     batching: Literal["length_grouped", "packing"] = "length_grouped"
+    balance: Literal["even", "measured"] = "even"
+    """Ranks take equally many sequences of a step; or in proportion to their speed, which is measured at the start of
+    the training. For nodes that are not equally fast (docs/adr/0160)."""
     prompt_loss_weight: Fraction = 0.0
     """0 trains on the assistant's tokens only; above it, the prompt's tokens count with this weight, which
     helps a model that starts from nothing to learn the language."""
@@ -247,6 +250,12 @@ RULES = (
         "sequence with batching packing",
         "a rank sees a part of a sequence, and cannot keep its rows apart",
         "batching length_grouped",
+    ),
+    Rule(
+        lambda p, s: p.sequence > 1 and s.balance == "measured",
+        "sequence with balance measured",
+        "its attention is laid out for one number of sequences on every rank",
+        "balance even, or zero 3 instead of sequence",
     ),
     Rule(
         lambda p, s: s.method == "dpo" and s.batching == "packing",

@@ -119,7 +119,20 @@ def make_engine(model: nn.Module, settings: Finetune, place: Place, *, mpu: Any 
     )
     config = engine_settings(settings, place, num_parameters(model))
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
+    _keep_norm(engine)
     return engine
+
+
+def _keep_norm(engine: Any) -> None:
+    """In fp32 without ZeRO, DeepSpeed clips by a norm that it forgets; here `get_global_grad_norm` gives it."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = float(
+            clip_grad_norm_(parameters=engine.module.parameters(), max_norm=engine.gradient_clipping(), mpu=engine.mpu)
+        )
+
+    engine.clip_fp32_gradients = clip
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -56,9 +56,12 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from pipeline.training.loop import Loop
     from pipeline.training.loss import Collator
     from pipeline.training.memory import PeakMemory
+    from pipeline.training.model_size import ModelSize
     from pipeline.training.place import Place
     from pipeline.training.predicted import figures, gemm_tflops
+    from pipeline.training.speeds import find_speeds
     from pipeline.training.tokens import TokenFile
+    from pipeline.training.usage import Utilization
 
     rank = plan.node_rank * plan.settings.procs_per_node + local_rank
     if torch.cuda.is_available():
@@ -72,7 +75,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     tflops, memory = gemm_tflops(), PeakMemory().start()
     with spread_from_the_start(plan.settings, place):
         model = load_model(plan)
-    parameters = num_parameters(model)
+    parameters, size = num_parameters(model), ModelSize.of(model)
     collator = Collator(
         tokens,
         pad_id=model.config.pad_token_id or 0,
@@ -80,6 +83,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         packed=plan.settings.batching == "packing",
     )
     schedule = make_schedule(tokens.lengths, plan.settings)
+    speeds = find_speeds(size, plan.settings, place, row_tokens=float(tokens.lengths.mean()))
     trainer = make_trainer(model, plan, place)
     if plan.settings.method == "dpo":
         collator.reference = trainer.likelihoods(
@@ -88,6 +92,8 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     started = time.monotonic()
     with plan.events_path.open("a") if rank == 0 else open("/dev/null", "w") as events:
         loop = Loop(plan, trainer, collator, schedule, place, events if rank == 0 else None)
+        loop.speeds = speeds.of_data_ranks(place) if plan.settings.balance == "measured" else None
+        loop.utilization = Utilization.against(speeds, size, tokens, plan.settings) if rank == 0 else None
         loop.run()
     seconds = time.monotonic() - started
     memory.stop()
@@ -178,6 +184,8 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "resumed_at_step": float(loop.resumed_at),
             "checkpoint_stall_s": round(loop.stalled_s, 3),
+            "skipped_steps": float(loop.num_skipped),
+            **loop.shares.figures,
         },
     )
 

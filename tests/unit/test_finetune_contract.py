@@ -27,6 +27,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**FOUR, "batching": "packing", "parallelism": {"sequence": 2}},
         "batching length_grouped",
     ),
+    "uneven shares of parts": (
+        {**FOUR, "balance": "measured", "parallelism": {"sequence": 2}},
+        "sequence with balance measured does not work: its attention is laid out for one number of sequences",
+    ),
     "parameters elsewhere without ZeRO-3": ({"offload": {"parameters": True}}, "nearest that works: zero 3"),
     "ranks that do not divide": (
         {"nodes": 3, "batch_size": 33, "parallelism": {"tensor": 2}},

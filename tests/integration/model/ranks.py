@@ -3,6 +3,7 @@
 The ranks are forked from one server process that has imported everything, so a training takes a second or two.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -102,6 +103,15 @@ class Trained:
         return Outcome.model_validate_json((self.folder / "outcome.json").read_bytes())
 
     @property
+    def events(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
+
+    @property
+    def log(self) -> str:
+        """What the ranks printed."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("rank-*.log")))
+
+    @property
     def losses(self) -> list[float]:
         return [record["loss"] for record in self.history]
 
@@ -126,8 +136,40 @@ def small(**changes: Any) -> Finetune:
     return Finetune.model_validate({**fields, **changes})
 
 
-def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, **plan: Any) -> Trained:
-    """Trains on as many processes as `settings` have ranks, each a node of its own."""
+@dataclass(frozen=True)
+class ForcedSpeeds:
+    """Takes the place of `gemm_flops_per_s`, on machines whose ranks are all equally fast."""
+
+    by_rank: tuple[float, ...]
+
+    def __call__(self, *_sizes: Any, **_options: Any) -> float:
+        return self.by_rank[torch.distributed.get_rank()]
+
+
+def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, **options: Any) -> Trained:
+    """Trains on as many processes as `settings` have ranks, each a node of its own. Options as of `start_on_ranks`."""
+    trained, codes = start_on_ranks(settings, model, tokens, folder, **options)
+    assert not any(codes), f"the ranks ended with {codes}:\n{trained.log[-6000:]}"
+    return trained
+
+
+def start_on_ranks(
+    settings: Finetune,
+    model: Path,
+    tokens: Path,
+    folder: Path,
+    *,
+    instead: dict[str, Any] | None = None,
+    **plan: Any,
+) -> tuple[Trained, list[int | None]]:
+    """Like `train_on_ranks`, but the training may fail.
+
+    Args:
+        instead: values of names in `pipeline.training`, such as {"engine.INITIAL_SCALE_POWER": 40}.
+
+    Returns:
+        What there is of the training, and the ranks' exit codes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -135,7 +177,8 @@ def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, 
     server = context()
     ranks = [
         server.Process(
-            target=_rank, args=(make_plan(settings, model, tokens, folder, rank, **plan), settings.world_size, port)
+            target=_rank,
+            args=(make_plan(settings, model, tokens, folder, rank, **plan), settings.world_size, port, instead or {}),
         )
         for rank in range(settings.world_size)
     ]
@@ -146,9 +189,7 @@ def train_on_ranks(settings: Finetune, model: Path, tokens: Path, folder: Path, 
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
-    logs = "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("rank-*.log")))
-    assert not any(codes), f"the ranks ended with {codes}:\n{logs}"
-    return Trained(folder)
+    return Trained(folder), codes
 
 
 def make_plan(
@@ -171,7 +212,7 @@ def make_plan(
     return plan.model_copy(update=changes)
 
 
-def _rank(plan: TrainingPlan, world_size: int, port: int) -> None:
+def _rank(plan: TrainingPlan, world_size: int, port: int, instead: dict[str, Any]) -> None:
     """One process of a training."""
     log = os.open(plan.fault_path.parent / f"rank-{plan.node_rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -180,6 +221,9 @@ def _rank(plan: TrainingPlan, world_size: int, port: int) -> None:
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
     from pipeline.training.worker import train
 
+    for name, value in instead.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(importlib.import_module(f"pipeline.training.{module}"), attribute, value)
     train(plan, 0)
 
 

@@ -1,6 +1,7 @@
 """Fine-tuning on two nodes through the step's own entry point: results, agreement, repetition, refusals."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,21 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, int, str]] = {
         {"nodes": 2},
         1,
         64,
-        "finetune.nodes is 2, but the job runs on 1 (SLIPWAY_NODES)",
+        r"finetune.nodes is 2, but the job runs on 1 \(SLIPWAY_NODES\)",
     ),
     "rows longer than the model": (
         {"nodes": 1, "max_seq_len": 512},
         1,
         64,
-        "finetune.max_seq_len (512) exceeds the base model's max_position_embeddings (256)",
+        r"finetune.max_seq_len \(512\) exceeds the base model's max_position_embeddings \(256\)",
     ),
     "a learning rate that destroys the model": (
         {"nodes": 1, "learning_rate": 0.99, "gradient_clipping": 1e30, "epochs": 40, "warmup_fraction": 0.0,
          "weight_decay": 1e30},
         1,
         65,
-        "the loss became",
+        r"the loss became (nan|inf) at step \d+ on rank 0, which had lines [\d, ]+ of train.jsonl; the learning rate"
+        r" was 0\.\d+, the gradient norm [\d.e+]+ at step \d+",
     ),
 }  # fmt: skip
 
@@ -105,7 +107,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(case: str, dataset: Artif
     assert job.wait() == [code] * nodes, job.log
     errors = [line for line in job.log.splitlines() if line.startswith("error ")]
     assert len(errors) == 1, job.log
-    assert said in errors[0]
+    assert re.search(said, errors[0]), errors[0]
 
 
 def test_a_base_model_that_changed_since_the_plan_is_refused(
