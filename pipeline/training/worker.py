@@ -50,7 +50,6 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     import torch
     from torch import distributed
 
-    from pipeline.training import step_time
     from pipeline.training.batches import make_schedule
     from pipeline.training.engine import join, num_parameters, spread_from_the_start
     from pipeline.training.loop import Loop
@@ -100,11 +99,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     state = trainer.gather()
     if state is not None:
         outcome = summarise(loop, parameters, seconds)
-        took = figures(plan, place, tokens, schedule, measured=memory, tflops=tflops)
-        outcome.figures.update(took)
-        with plan.events_path.open("a") as events:  # for MLflow
-            events.write(json.dumps({"step": outcome.steps, **took}) + "\n")
-        step_time.plot(plan.events_path, plan.events_path.with_name(step_time.NAME))
+        tell(plan, outcome, figures(plan, place, tokens, schedule, measured=memory, tflops=tflops))
         save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()
@@ -188,6 +183,16 @@ def summarise(loop: Any, parameters: int, seconds: float) -> Outcome:
             **loop.shares.figures,
         },
     )
+
+
+def tell(plan: TrainingPlan, outcome: Outcome, took: dict[str, float]) -> None:
+    """Adds what the training took to its outcome; and to the events, for MLflow, with a picture of its steps' time."""
+    from pipeline.training import step_time
+
+    outcome.figures.update(took)
+    with plan.events_path.open("a") as events:
+        events.write(json.dumps({"step": outcome.steps, **took}) + "\n")
+    step_time.plot(plan.events_path, plan.events_path.with_name(step_time.NAME))
 
 
 def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]], outcome: Outcome) -> None:
