@@ -88,13 +88,12 @@ def _was_finished(job: Job) -> bool:
 
 
 def _run_and_publish(spec: Spec, job: Job) -> Manifest | None:
-    """None on a node other than the first."""
+    """None on nodes that leave the publishing to another."""
     job.work_path.mkdir(parents=True, exist_ok=True)
-    if job.is_first_node:
-        job.clear_staging()
+    job.clear_staging()
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     result: Result | None = importlib.import_module(f"pipeline.steps.{job.step}").run(spec, job)
-    if not job.is_first_node:
+    if result is None and job.settings.nodes > 1:
         return None
     if not isinstance(result, STEPS[job.step].result):
         raise TypeError(f"{job.step} returned {type(result).__name__}, expected {STEPS[job.step].result.__name__}")

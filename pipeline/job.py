@@ -24,7 +24,7 @@ class Job:
     """One run of one step.
 
     A step writes its artifact's files below `staging_path`, keeps what a later attempt can use below `work_path`,
-    and returns its Result. On a node other than the first, nothing is published.
+    and returns its Result. Of several nodes one returns it, and publishes; the others return None.
     """
 
     step: str
@@ -43,8 +43,8 @@ class Job:
 
     @property
     def staging_path(self) -> Path:
-        """Becomes the artifact. Emptied when an attempt starts."""
-        return self.work_path / "staging"
+        """Becomes the artifact, if this node publishes it. Emptied when an attempt starts."""
+        return self.work_path / ("staging" if self.is_first_node else f"staging-{self.settings.node_rank}")
 
     @property
     def store_uri(self) -> str:

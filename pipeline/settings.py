@@ -171,6 +171,17 @@ def meeting_of_ranks(environ: Mapping[str, str] = os.environ) -> tuple[str, int,
     return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), environ["RANK"] == "0"
 
 
+def place_in_gang(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The rank that torchrun has given to this process of the present attempt, and how many there are."""
+    return int(environ["RANK"]), int(environ["WORLD_SIZE"])
+
+
+def rank_error_path(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where torchrun looks for what this rank died of."""
+    path = environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(path) if path else None
+
+
 def job_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that hold secrets for a step: credentials of the store, of MLflow and of the model hub."""
     return {name: value for name, value in environ.items() if name.startswith(SECRET_PREFIXES)}

@@ -157,10 +157,27 @@ class Finetune(Contract):
                 raise ValueError(f"`{name}` is given, but method is {self.method}: leave one of the two out")
         return self
 
+    def on_nodes(self, nodes: int) -> Self:
+        """The same training while so many nodes are there: the same batches in micro-batches that are no larger,
+        unless that would leave a rank without rows."""
+        data_ranks = nodes * self.procs_per_node // self.parallelism.model_ranks
+        accumulation = -(-self.data_ranks * self.gradient_accumulation // data_ranks)
+        accumulation = min(accumulation, self.batch_size // data_ranks)
+        return self.model_copy(update={"nodes": nodes, "gradient_accumulation": accumulation})
+
     @model_validator(mode="after")
     def _nodes_may_be_fewer(self) -> Self:
-        if self.min_nodes is not None and self.min_nodes > self.nodes:
+        if self.min_nodes is None:
+            return self
+        if self.min_nodes > self.nodes:
             raise ValueError(f"min_nodes ({self.min_nodes}) must not exceed nodes ({self.nodes})")
+        for nodes in range(self.min_nodes, self.nodes + 1):
+            if not self.parallelism.auto and nodes * self.procs_per_node % self.parallelism.model_ranks:
+                raise ValueError(
+                    f"min_nodes is {self.min_nodes}, but {nodes} nodes × procs_per_node ({self.procs_per_node}) are not"
+                    f" divisible by tensor × pipeline × sequence ({self.parallelism.model_ranks}): raise"
+                    " procs_per_node, so that a model fits on any number of nodes, or leave min_nodes out"
+                )
         return self
 
     @model_validator(mode="after")

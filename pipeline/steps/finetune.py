@@ -27,7 +27,7 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
     """Trains on this node; on the first, also saves the model.
 
     Returns:
-        What was trained; None on the other nodes.
+        What was trained; None on the nodes without the first rank.
 
     Raises:
         SpecError: the job has other nodes than the recipe says, or the base model cannot be trained as asked.
@@ -45,8 +45,8 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
     tokens_path = tokenize(spec, job, rows_path, model_path)
     plan = make_plan(spec, job, scratch, model_path=model_path, teacher_path=teacher_path, tokens_path=tokens_path)
     train(plan, job, scratch)
-    if not job.is_first_node:
-        return None
+    if not plan.outcome_path.exists():
+        return None  # the first rank was on another node
     outcome = Outcome.model_validate_json(plan.outcome_path.read_bytes())
     job.seeds["finetune"] = settings.seed
     job.figures.update(outcome.figures)
@@ -150,10 +150,12 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
     command = launch.torchrun_command(
         job.settings,
         plan_path,
-        procs_per_node=plan.settings.procs_per_node,
+        plan.settings,
         job_id=job.settings.job_id or job.key[:16],
     )
-    if not job.is_first_node:
+    elastic = plan.settings.min_nodes is not None
+    rendezvous = job.settings.rendezvous if elastic else None
+    if not job.is_first_node and not elastic:
         launch.run(command, plan, logs_path)
         return
     params = {
@@ -161,8 +163,8 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
         "threads_per_rank": plan.threads,
     }
     plots = plan.output_path / "training" / "loss.png", plan.events_path.with_name(step_time.NAME)
-    with Tracker(job, params, events_path=plan.events_path, plot_paths=plots):
-        launch.run(command, plan, logs_path)
+    with Tracker(job, params, events_path=plan.events_path, plot_paths=plots, wait_for_events=elastic):
+        launch.run(command, plan, logs_path, rendezvous=rendezvous)
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

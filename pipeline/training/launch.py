@@ -18,14 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from pipeline.contracts.finetune import Finetune
 from pipeline.errors import SpecError, TransientError
 from pipeline.settings import ROOT, Settings, child_environment
 from pipeline.training.plan import TrainingPlan, read_fault
+from pipeline.training.watchdog import STALLED
 
 MAX_RESTARTS = 3
+MAX_RESTARTS_AMONG_FEWER = 10
+"""Where nodes may come and go, each that dies costs the others a restart."""
 POLL_S = 0.2
 STOP_S = 20.0
 """How long torchrun may take to end its ranks after SIGTERM."""
+LAST_CALL_S = 5
+"""How long those who suffice wait for a node that is on its way: a restart later would cost more."""
 JOIN_S = 600
 """How long a node waits for the others: they may still be fetching images or data."""
 
@@ -43,8 +49,11 @@ def threads_per_rank(settings: Settings, procs_per_node: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // (procs_per_node * nodes_here))
 
 
-def torchrun_command(settings: Settings, plan_path: Path, *, procs_per_node: int, job_id: str) -> list[str]:
+def torchrun_command(settings: Settings, plan_path: Path, training: Finetune, *, job_id: str) -> list[str]:
     """The agent's command line on this node.
+
+    The nodes meet at a store that the first of them hosts, or, where nodes may come and go, one that belongs to none
+    (`pipeline.training.rendezvous`).
 
     Raises:
         SpecError: several nodes, and no place to meet.
@@ -54,32 +63,59 @@ def torchrun_command(settings: Settings, plan_path: Path, *, procs_per_node: int
             f"SLIPWAY_NODES is {settings.nodes} but SLIPWAY_RENDEZVOUS is not set: give host:port of the first node"
         )
     rendezvous = settings.rendezvous or f"127.0.0.1:{free_port()}"
+    elastic = training.min_nodes is not None and settings.rendezvous is not None
     config = {
-        "is_host": 1 if settings.node_rank == 0 else 0,
+        "is_host": 1 if settings.node_rank == 0 and not elastic else 0,
         "join_timeout": JOIN_S,
-        "last_call_timeout": 1,
+        "last_call_timeout": LAST_CALL_S if elastic else 1,
         "keep_alive_interval": 1,
-        # A busy machine may keep an agent waiting for seconds; one that is gone is noticed by its backend.
-        "keep_alive_max_attempt": 15,
+        # A busy machine may keep an agent waiting for seconds; one that is gone is noticed by its backend, unless the
+        # others are to go on without it.
+        "keep_alive_max_attempt": 5 if elastic else 15,
     }
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
-        f"--nnodes={settings.nodes}",
-        f"--nproc-per-node={procs_per_node}",
+        f"--nnodes={training.min_nodes}:{settings.nodes}" if elastic else f"--nnodes={settings.nodes}",
+        f"--nproc-per-node={training.procs_per_node}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={rendezvous}",
         f"--rdzv-id={job_id}",
         "--rdzv-conf=" + ",".join(f"{name}={value}" for name, value in config.items()),
-        f"--max-restarts={MAX_RESTARTS}",
+        f"--max-restarts={MAX_RESTARTS_AMONG_FEWER if elastic else MAX_RESTARTS}",
         f"--log-dir={plan_path.parent / 'torchrun'}",
     ]
-    if is_loopback(_host(rendezvous)):
-        command.append("--local-addr=127.0.0.1")
+    if elastic or is_loopback(_host(rendezvous)):
+        command.append(f"--local-addr={address_towards(_host(rendezvous))}")
     return [*command, "-m", "pipeline.training.worker", f"--plan={plan_path}", "--local-rank=${local_rank}"]
 
 
 def _host(rendezvous: str) -> str:
     return rendezvous.rsplit(":", 1)[0]
+
+
+def address_towards(host: str) -> str:
+    """The address of this machine that `host` sees; no name of it has to be known to anyone.
+
+    Raises:
+        TransientError: there is no such host, or no way to it.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise TransientError(f"SLIPWAY_RENDEZVOUS names the host {host}, which cannot be reached: {error}") from error
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface that has `address`."""
+    import psutil
+
+    found = [name for name, own in psutil.net_if_addrs().items() if any(entry.address == address for entry in own)]
+    if not found:
+        raise TransientError(f"no network interface of this machine has the address {address} any more")
+    return str(found[0])
 
 
 def free_port() -> int:
@@ -89,9 +125,15 @@ def free_port() -> int:
         return port
 
 
-def worker_environment(plan: TrainingPlan) -> dict[str, str]:
-    """The ranks' environment: their share of the cores, and what makes their arithmetic repeatable."""
+def worker_environment(plan: TrainingPlan, rendezvous: str | None = None) -> dict[str, str]:
+    """The ranks' environment: their share of the cores, and what makes their arithmetic repeatable.
+
+    Args:
+        rendezvous: host:port where nodes that may come and go meet: the ranks talk to each other on the same network.
+    """
+    network = {"GLOO_SOCKET_IFNAME": interface_of(address_towards(_host(rendezvous)))} if rendezvous else {}
     changes = {
+        **network,
         "OMP_NUM_THREADS": str(plan.threads),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
@@ -106,7 +148,7 @@ def worker_environment(plan: TrainingPlan) -> dict[str, str]:
     return child_environment(changes)
 
 
-def run(command: list[str], plan: TrainingPlan, log_folder: Path) -> None:
+def run(command: list[str], plan: TrainingPlan, log_folder: Path, *, rendezvous: str | None = None) -> None:
     """Runs torchrun to its end.
 
     Raises:
@@ -116,7 +158,7 @@ def run(command: list[str], plan: TrainingPlan, log_folder: Path) -> None:
         SystemExit: SIGTERM came; all ranks have ended.
     """
     process = subprocess.Popen(
-        command, cwd=ROOT, env=worker_environment(plan), start_new_session=True, preexec_fn=_die_with_parent
+        command, cwd=ROOT, env=worker_environment(plan, rendezvous), start_new_session=True, preexec_fn=_die_with_parent
     )
     with _stopped_by_sigterm(process):
         while process.poll() is None:
@@ -182,7 +224,14 @@ def _failure(log_folder: Path, returncode: int) -> Exception:
 
 def _is_consequence(message: str) -> bool:
     """Whether a rank died only because another one did."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "DistNetworkError", "DistBackendError", "gloo")
+    signs = (
+        STALLED,
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "DistNetworkError",
+        "DistBackendError",
+        "gloo",
+    )
     return any(sign in message for sign in signs)
 
 

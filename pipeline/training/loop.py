@@ -19,6 +19,7 @@ from pipeline.training.place import Place
 from pipeline.training.plan import TrainingPlan
 from pipeline.training.trainers import Trainer
 from pipeline.training.usage import Utilization, memory_bytes
+from pipeline.training.watchdog import Watchdog
 
 EXCHANGE_STEPS = 10
 """The ranks exchange their losses so often: for the log, and to stop together when one of them is no number."""
@@ -80,17 +81,23 @@ class Loop:
         self.resumed_at = self._reported = first
         self._report_shares()
         self._clock = self._started = time.monotonic()
-        num_steps = len(self.schedule.steps)
+        with Watchdog(settings.stall_timeout_s, self.place.rank) as watchdog:
+            self._train(first, checkpoints, watchdog)
+        checkpoints.finish()
+        self.stalled_s = checkpoints.stalled_s
+
+    def _train(self, first: int, checkpoints: Checkpoints, watchdog: Watchdog) -> None:
+        settings, num_steps = self.plan.settings, len(self.schedule.steps)
         for step in range(first + 1, num_steps + 1):
+            watchdog.at(step)
             self.optimizer_step(step)
             due = step % settings.checkpoint_every_steps == 0 and step < num_steps
             if step % EXCHANGE_STEPS == 0 or step == num_steps or due:
                 self.exchange(step)
                 checkpoints.settle()
             if due:
-                checkpoints.save(self.trainer.engine, step, self.history)
-        checkpoints.finish()
-        self.stalled_s = checkpoints.stalled_s
+                with watchdog.asleep():  # an upload that the save has to wait for takes what it takes
+                    checkpoints.save(self.trainer.engine, step, self.history)
 
     def optimizer_step(self, step: int) -> None:
         """Takes optimizer step `step`, counted from 1; every rank calls it."""

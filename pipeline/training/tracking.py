@@ -27,8 +27,18 @@ class _TrainingFailed(Exception):
 class Tracker:
     """A context manager around the training. `job.figures` tells the run's id, and what did not reach MLflow."""
 
-    def __init__(self, job: Job, params: Mapping[str, Any], *, events_path: Path, plot_paths: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        params: Mapping[str, Any],
+        *,
+        events_path: Path,
+        plot_paths: tuple[Path, ...],
+        wait_for_events: bool = False,
+    ) -> None:
+        """Args: wait_for_events: the first rank may be on another node, which then does the tracking."""
         self._job = job
+        self._wait_for_events = wait_for_events
         self._params = params
         self._events_path = events_path
         self._plot_paths = plot_paths
@@ -61,6 +71,9 @@ class Tracker:
 
     def _track(self) -> None:
         """Follows the training in one MLflow run, which it opens again as often as MLflow goes away."""
+        while self._wait_for_events and not self._events_path.is_file():
+            if self._ended.wait(INTERVAL_S) and not self._events_path.is_file():
+                return
         last_try = False
         while not last_try:
             last_try = self._ended.is_set()

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from pipeline.contracts.finetune import Dpo, Lora
 from pipeline.errors import SlipwayError
 from pipeline.processes import end_with_parent
+from pipeline.settings import place_in_gang
 from pipeline.training.plan import Outcome, TrainingPlan, write_fault
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from pipeline.training.tokens import TokenFile
     from pipeline.training.usage import Utilization
 
-    rank = plan.node_rank * plan.settings.procs_per_node + local_rank
+    plan, rank = present_gang(plan, local_rank)
+    if local_rank == 0:
+        plan.outcome_path.unlink(missing_ok=True)  # of an attempt in which the first rank was here
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(plan.threads)
@@ -103,6 +106,15 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def present_gang(plan: TrainingPlan, local_rank: int) -> tuple[TrainingPlan, int]:
+    """The plan for the nodes that are there now, and this process's rank among theirs."""
+    settings = plan.settings
+    if settings.min_nodes is None:
+        return plan, plan.node_rank * settings.procs_per_node + local_rank
+    rank, world_size = place_in_gang()
+    return plan.model_copy(update={"settings": settings.on_nodes(world_size // settings.procs_per_node)}), rank
 
 
 def load_model(plan: TrainingPlan) -> Any:

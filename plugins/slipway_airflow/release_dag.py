@@ -4,6 +4,7 @@ form; a recipe with a schedule gets one of its own.
 The functions say what each step works on: they read the results of the tasks before from their manifests.
 """
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, TriggerRule
@@ -79,7 +80,9 @@ def validate_work(upstream: Upstream) -> Work:
 def finetune_work(upstream: Upstream) -> Work:
     plan = _plan(upstream)
     spec = release.finetune_spec(plan, upstream.ref("validate"))
-    return _work(plan, spec, plan.recipe.deadlines.finetune_s, uses="finetune", nodes=plan.recipe.finetune.nodes)
+    settings = plan.recipe.finetune
+    work = _work(plan, spec, plan.recipe.deadlines.finetune_s, uses="finetune", nodes=settings.nodes)
+    return dataclasses.replace(work, min_nodes=settings.min_nodes)
 
 
 def evaluate_work(upstream: Upstream) -> Work:

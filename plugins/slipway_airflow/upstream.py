@@ -23,6 +23,7 @@ class Work:
     release: str
     """The MLflow experiment of its runs."""
     nodes: int = 1
+    min_nodes: int | None = None
     resources: StepResources = field(default_factory=StepResources)
     resources_field: str = ""
 

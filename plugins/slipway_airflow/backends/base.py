@@ -44,6 +44,9 @@ class JobRequest(Contract):
     """From the job's start. It belongs to the job: it holds when nobody is watching."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Copies that run side by side, told apart by SLIPWAY_NODE_RANK."""
+    min_nodes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """The job goes on while so many nodes live, and those that die are started again a few times; they meet at
+    SLIPWAY_RENDEZVOUS, which outlives each of them. None: the end of one node is the end of all."""
     variables: dict[str, str] = Field(default_factory=dict)
     """Environment variables. No secrets: a backend passes those by its own means."""
     resources: StepResources = StepResources()

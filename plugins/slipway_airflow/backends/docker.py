@@ -23,7 +23,7 @@ from docker.errors import NotFound
 
 from pipeline import containers, images
 from pipeline.containers import JOB_LABEL, RANK_LABEL, engine_errors, gone_is_fine
-from pipeline.errors import EXIT_BAD_SPEC, EXIT_TRANSIENT
+from pipeline.errors import EXIT_BAD_SPEC, EXIT_TRANSIENT, SpecError
 from pipeline.settings import Settings, job_secrets
 from slipway_airflow.backends import process_runner
 from slipway_airflow.backends.base import JobRequest, JobStatus
@@ -80,6 +80,12 @@ class DockerBackend(FolderBackend):
     # --- starting ---
 
     def _launch(self, job: JobFolder, request: JobRequest) -> int:
+        if request.min_nodes is not None:
+            raise SpecError(
+                f"finetune.min_nodes is {request.min_nodes}, but containers do not come back one by one: leave"
+                " min_nodes out, so that the next try goes on from the last checkpoint, or run steps as processes"
+                " (SLIPWAY_BACKEND=process)"
+            )
         containers.remove_orphans(self.engine, self.settings)
         plan = ContainerPlan(self.settings, request, job, self._image(request.environment), self.more_mounts)
         begin = job.begin(

@@ -77,6 +77,7 @@ class JobFolder:
             "job_id": request.job_id,
             "arguments": [spec if part == "{spec}" else part for part in request.arguments],
             "nodes": request.nodes,
+            "min_nodes": request.min_nodes,
             "deadline_s": request.deadline_s,
             "log_offset": begin,
             "labels": request.labels,

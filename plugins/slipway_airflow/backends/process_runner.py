@@ -38,6 +38,9 @@ LINE_LIMIT_BYTES = 1 << 16
 PR_SET_PDEATHSIG = 1
 JOB_VARIABLE = "SLIPWAY_JOB_ID"
 RANK_VARIABLE = "SLIPWAY_NODE_RANK"
+MAX_RETURNS = 3
+"""How often one node of a job that may go on with fewer is started again, and how often their meeting place."""
+MEETING_PLACE = ("-m", "pipeline.training.rendezvous")
 
 
 class Node:
@@ -111,7 +114,7 @@ class Runner:
             self._collect()
             if self.terminated:
                 return self._termination()
-            if any(self.codes.values()):
+            if self._has_failed():
                 return self._verdict(min(deadline, time.monotonic() + VERDICT_WAIT_S))
             if len(self.codes) == len(self.nodes):
                 return 0
@@ -121,6 +124,10 @@ class Runner:
             " raise the step's limit under `deadlines` in the recipe, or make the work smaller"
         )
         return EXIT_DEADLINE
+
+    def _has_failed(self) -> bool:
+        """Whether a node has ended that the job needs."""
+        return any(self.codes.values())
 
     def _termination(self) -> int:
         if (self.folder / "cancelled").exists():
@@ -214,6 +221,87 @@ class Runner:
         self.terminated = True
 
 
+class ElasticRunner(Runner):
+    """Of a job that goes on with fewer nodes: starts those that die again, and keeps the place where they meet."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rendezvous = f"127.0.0.1:{free_port()}"
+        self.meeting_place: subprocess.Popen[bytes] | None = None
+        self.returns: dict[int, int] = {}
+        """By rank, how often it has been started again; the meeting place has rank -1."""
+
+    def _variables(self) -> list[dict[str, str]]:
+        self._open_meeting_place()
+        return [node_variables(self.request, rank, self.rendezvous) for rank in range(self.request["nodes"])]
+
+    def _open_meeting_place(self) -> None:
+        host, _, port = self.rendezvous.rpartition(":")
+        self.meeting_place = subprocess.Popen(
+            [self.request["interpreter"], *MEETING_PLACE, host, port],
+            cwd=self.request["directory"],
+            env={**os.environ, JOB_VARIABLE: self.request["job_id"]},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+    def _has_failed(self) -> bool:
+        if self.meeting_place and self.meeting_place.poll() is not None and self._may_return(-1):
+            self.say("the place where the nodes meet was lost: opening it again")
+            self._open_meeting_place()
+        failed = [rank for rank, code in self.codes.items() if code]
+        return any(self._is_fatal(rank) for rank in failed)
+
+    def _is_fatal(self, rank: int) -> bool:
+        """Starts a node that has failed again, or goes on without it; True if neither is possible."""
+        code, left = self.codes[rank], len(self.nodes) - 1
+        passing = code < 0 or code in (EXIT_TRANSIENT, EXIT_CANCELLED)
+        if not passing or 0 in self.codes.values():
+            # It would only fail again; or the training is over, and this node may have had to publish it.
+            return True
+        returns = self._may_return(rank)
+        if not returns and left < self.request["min_nodes"]:
+            return True
+        self._drop(rank)
+        if returns:
+            self.say(f"node {rank} was lost ({_how(code)}): starting it again, {self.returns[rank]} of {MAX_RETURNS}")
+            self._start(rank, node_variables(self.request, rank, self.rendezvous))
+        else:
+            self.say(f"node {rank} was lost ({_how(code)}) once too often: the job goes on with {left} nodes")
+        return False
+
+    def _drop(self, rank: int) -> None:
+        """Forgets a node that has ended, once all it said is in the log."""
+        (node,) = (node for node in self.nodes if node.rank == rank)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.process.pid, signal.SIGKILL)  # a child of it may hold the output open
+        until = time.monotonic() + VERDICT_WAIT_S
+        while node.open and time.monotonic() < until:
+            self._copy_output(timeout_s=0.1)
+        if node.open:
+            self.selector.unregister(node.output)
+            node.output.close()
+        self.nodes.remove(node)
+        del self.codes[rank]
+
+    def _may_return(self, rank: int) -> bool:
+        self.returns[rank] = self.returns.get(rank, 0) + 1
+        return self.returns[rank] <= MAX_RETURNS
+
+    def stop(self) -> None:
+        super().stop()
+        if self.meeting_place:
+            self.meeting_place.kill()
+            self.meeting_place.wait()
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
 def node_variables(request: dict[str, Any], rank: int, rendezvous: str) -> dict[str, str]:
     """What a node learns about its job."""
     return {
@@ -296,7 +384,8 @@ def main(folder: Path) -> int:
     alive = (folder / "alive").open("w")
     fcntl.flock(alive, fcntl.LOCK_EX)
     write_atomically(folder / "runner.json", json.dumps({"pid": os.getpid(), "started": time.time()}))
-    runner = Runner(folder)
+    elastic = json.loads((folder / "request.json").read_text()).get("min_nodes")
+    runner = ElasticRunner(folder) if elastic else Runner(folder)
     os.write(started, b"1")
     os.close(started)
     code = runner.run()

@@ -88,6 +88,7 @@ class StepOperator(BaseOperator):
             spec=work.spec.model_dump_json(indent=2),
             deadline_s=work.deadline_s,
             nodes=work.nodes,
+            min_nodes=work.min_nodes,
             variables={**_variables(configured), "SLIPWAY_RELEASE": work.release},
             resources=work.resources,
             resources_field=work.resources_field,
