@@ -201,7 +201,17 @@ def _anchored(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
         place = anchored.get(section)
         if isinstance(place, dict) and name in place:
             place[name] = _absolute(key, place[name], folder)
+    _anchor_choices(anchored, folder)
     return anchored
+
+
+def _anchor_choices(fields: dict[str, Any], folder: Path) -> None:
+    """The same for the paths among which a search chooses."""
+    search = fields.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    for key, dimension in space.items() if isinstance(space, dict) else ():
+        if isinstance(dimension, dict) and isinstance(dimension.get("choice"), list):
+            dimension["choice"] = [_absolute(key, value, folder) for value in dimension["choice"]]
 
 
 def _absolute(key: str, value: Any, folder: Path) -> Any:

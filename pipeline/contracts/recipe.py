@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pipeline.contracts.base import Contract
 from pipeline.contracts.cluster import Cluster
 from pipeline.contracts.finetune import Finetune, Fraction, PositiveInt
+from pipeline.contracts.search import Search, problems
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Scheme = Literal["w4a16", "w8a8", "none"]
@@ -245,7 +246,7 @@ class Resources(Contract):
 class Recipe(Contract):
     """One release, from the data set to the fleet."""
 
-    outside_key: ClassVar[frozenset[str]] = frozenset({"resources"})
+    outside_key: ClassVar[frozenset[str]] = frozenset({"resources", "search"})
 
     name: Name
     """The registered model's name in MLflow, and what clients send as `model`."""
@@ -263,6 +264,14 @@ class Recipe(Contract):
     rollout: Rollout = Rollout()
     deadlines: Deadlines = Deadlines()
     resources: Resources = Resources()
+    search: Search | None = None
+    """For `slipway search`: a release takes no notice of it."""
+
+    @model_validator(mode="after")
+    def _search_varies_what_there_is(self) -> Self:
+        if self.search and (found := list(problems(self.search, type(self)))):
+            raise ValueError("; ".join(f"search.{problem}" for problem in found))
+        return self
 
     @model_validator(mode="after")
     def _kernels_accept(self) -> Self:

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.base import ArtifactRef, Contract, Digest, FileRef, FolderRef, ModelRef, Result, Spec
 from pipeline.contracts.finetune import Finetune
+from pipeline.contracts.study import StudyResult, StudySpec, SuggestResult, SuggestSpec
 
 
 class Estimate(Contract):
@@ -327,4 +328,6 @@ STEPS: dict[str, StepInfo] = {
     "register": StepInfo(spec=RegisterSpec, result=RegisterResult, environment="control"),
     "promote": StepInfo(spec=PromoteSpec, result=PromoteResult, environment="control"),
     "rollout": StepInfo(spec=RolloutSpec, result=RolloutResult, environment="control"),
+    "suggest": StepInfo(spec=SuggestSpec, result=SuggestResult, environment="control"),
+    "study": StepInfo(spec=StudySpec, result=StudyResult, environment="control"),
 }

@@ -12,9 +12,11 @@ Raises:
 """
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.base import FileRef, canonical_json, sha256_hex
 from pipeline.contracts.recipe import Dataset, Recipe
+from pipeline.contracts.search import Search
 from pipeline.contracts.specs import GenerateSpec, PinnedModel, PlanResult, PlanSpec
 from pipeline.errors import TransientError
 from pipeline.inputs import DATA_SUFFIXES, pin_base_model, pin_file, pin_generated, pin_teacher
@@ -28,6 +30,8 @@ from pipeline.recipe_files import check_recipe
 
 def run(spec: PlanSpec, job: Job) -> PlanResult:
     recipe = check_recipe(spec.recipe)
+    if recipe.search is not None:
+        _check_search(recipe.search, spec.recipe)
     train, held_out = _pin_dataset(recipe.dataset, job)
     source, folder = pin_base_model(recipe.base_model, job.settings.cache_path)
     suite_uri = recipe.validation.suite_uri
@@ -67,6 +71,13 @@ def _spread(recipe: Recipe, teacher: PinnedModel | None, job: Job) -> Recipe:
     job.say(summary(plan))
     job.figures["forecast"] = as_json(plan)["expected"]
     return recipe.model_copy(update={"finetune": settings})
+
+
+def _check_search(search: Search, fields: dict[str, Any]) -> None:
+    """Refuses a search whose space holds nothing that the recipe allows."""
+    from pipeline.search.sampling import first_values  # Optuna takes a second, and most recipes search nothing
+
+    first_values(search, fields)
 
 
 def _pin_dataset(dataset: Dataset, job: Job) -> tuple[FileRef, FileRef]:

@@ -42,6 +42,11 @@ def release_params(recipe: str | None = None) -> dict[str, Param]:
     }
 
 
+def search_params() -> dict[str, Param]:
+    """Of the search DAG: what it searches is what a release would release."""
+    return release_params("search")
+
+
 def rollout_params() -> dict[str, Param]:
     """Of the rollout DAG, for starting it by hand. Runs that the registry starts leave both empty."""
     return {

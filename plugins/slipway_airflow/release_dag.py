@@ -6,6 +6,7 @@ The functions say what each step works on: they read the results of the tasks be
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from airflow.sdk import DAG, TriggerRule
 
@@ -59,12 +60,20 @@ def release_dag(*, dag_id: str, schedule: str | None = None, recipe: str | None 
 
 def plan_work(upstream: Upstream) -> Work:
     """Reads the recipe file now, at run time; the step checks it."""
+    return plan_of(recipe_fields(upstream), upstream.run_id)
+
+
+def recipe_fields(upstream: Upstream) -> dict[str, Any]:
+    """Of the recipe file as it is now, with the run's overrides."""
     params = known_params(upstream.params)
     path = recipe_files.resolve_recipe(params["recipe"], upstream.settings.home_path)
-    fields = recipe_files.apply_overrides(recipe_files.load_recipe(path), _overrides(params), folder=path.parent)
-    spec = PlanSpec(recipe=fields, request_id=upstream.run_id)
+    return recipe_files.apply_overrides(recipe_files.load_recipe(path), overrides_of(params), folder=path.parent)
+
+
+def plan_of(fields: dict[str, Any], request_id: str) -> Work:
+    """The plan of a recipe's fields."""
     return Work(
-        spec=spec,
+        spec=PlanSpec(recipe=fields, request_id=request_id),
         deadline_s=PLAN_DEADLINE_S,
         release=str(fields.get("name", "slipway")),
         resources=Resources().control,
@@ -129,7 +138,7 @@ def promote_work(upstream: Upstream) -> Work:
     return _work(plan, spec, plan.recipe.deadlines.promote_s)
 
 
-def known_params(params: dict[str, object]) -> dict[str, object]:
+def known_params(params: dict[str, Any]) -> dict[str, Any]:
     """Airflow takes any field that a run's `conf` adds; a misspelt one must not be ignored."""
     known = release_params()
     if unknown := sorted(params.keys() - known.keys()):
@@ -158,9 +167,9 @@ def _bundle(upstream: Upstream) -> ModelRef:
     return release.bundle_ref(evaluation, finetuned=upstream.ref("finetune"), compressed=upstream.ref("compress"))
 
 
-def _overrides(params: dict[str, object]) -> dict[str, object]:
+def overrides_of(params: dict[str, Any]) -> dict[str, Any]:
     """The form's data set fields are overrides under friendlier names; naming data replaces generated data."""
-    overrides = dict(params["overrides"] or {})  # type: ignore[call-overload]
+    overrides = dict(params["overrides"] or {})
     named = {"dataset.uri": params["dataset_uri"], "dataset.eval_uri": params["eval_uri"]}
     overrides |= {key: uri for key, uri in named.items() if uri}
     if all(named.values()):

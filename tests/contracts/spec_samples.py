@@ -11,7 +11,9 @@ from typing import Any
 from pipeline.contracts import release
 from pipeline.contracts.base import ArtifactRef, FileRef, FolderRef, ModelRef, Spec, step_key
 from pipeline.contracts.recipe import Recipe
+from pipeline.contracts.search import Search
 from pipeline.contracts.specs import STEPS, PlanResult, PlanSpec, RolloutSpec
+from pipeline.contracts.study import StudySpec, SuggestSpec, TrialRecord, TrialRung, Tried
 
 KEYS = Path(__file__).with_name("keys.json")
 SPECS = Path(__file__).with_name("specs.json")
@@ -71,6 +73,19 @@ def all_specs() -> dict[str, Spec]:
         ),
         "promote": release.promote_spec(planned, ref("register"), request_id=request_id),
         "rollout": RolloutSpec(name="bank", generation=3, phase="shift", version="2", request_id="rollout-3"),
+        **search_specs(),
+    }
+
+
+def search_specs() -> dict[str, Spec]:
+    """Of a search whose first trial is complete."""
+    search = Search.model_validate({"space": {"finetune.learning_rate": {"log": [1e-4, 1e-2]}}})
+    tried = Tried(number=0, values={"finetune.learning_rate": 1e-3}, scores=(0.5, 0.75), state="complete")
+    rung = TrialRung(epochs=3, finetuned=ref("finetune"), evaluated=ref("evaluate"))
+    record = TrialRecord(number=0, suggestion=ref("suggest"), rungs=(rung,), state="complete")
+    return {
+        "suggest": SuggestSpec(search=search, recipe={"name": "bank"}, number=2, history=(tried,)),
+        "study": StudySpec(name="bank", search=search, trials=(record,)),
     }
 
 

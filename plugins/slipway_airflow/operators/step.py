@@ -32,8 +32,17 @@ the triggerer and back, which takes some seconds."""
 WATCH_POLL_S = 0.1
 
 
-class StepOperator(BaseOperator):
-    """Runs `step` with the spec that `work` builds, and returns {"uri", "digest"} of its artifact.
+RETRIES: dict[str, Any] = {
+    "retries": 5,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=5),
+}
+"""For faults that pass. A mapped task must be given them with `partial`."""
+
+
+class JobOperator(BaseOperator):
+    """Runs steps as jobs: `run_step` returns {"uri", "digest"} of the artifact of `step`.
 
     A finished artifact is reused without a job. A transient fault (exit code 75, a lost job) is retried with growing
     delays, anything else fails the task at once with the job's own last error. A retry finds its job again by id, so
@@ -42,21 +51,15 @@ class StepOperator(BaseOperator):
 
     ui_color = "#e0ecff"
 
-    def __init__(self, *, step: str, work: BuildWork, **kwargs: Any) -> None:
-        kwargs.setdefault("task_id", step)
-        kwargs.setdefault("retries", 5)
-        kwargs.setdefault("retry_delay", timedelta(seconds=5))
-        kwargs.setdefault("retry_exponential_backoff", 2.0)
-        kwargs.setdefault("max_retry_delay", timedelta(minutes=5))
-        super().__init__(**kwargs)
+    def __init__(self, *, step: str, **kwargs: Any) -> None:
+        super().__init__(**{**RETRIES, **kwargs})
         self.step = step
-        self.work = work
         self._claimed: tuple[str, Claim] | None = None
 
-    def execute(self, context: Context) -> dict[str, str]:
+    def run_step(self, context: Context, work: Work) -> dict[str, str]:
+        """The artifact that `step` makes of `work`: the one in the store, or that of a job, for which it may defer."""
         configured = settings.load()
         with told_apart():
-            work = self.work(Upstream(context, configured))
             key = step_key(self.step, STEPS[self.step].version, work.spec)
             out_uri = f"{configured.store_uri}/{self.step}/{key}"
             finished = find_manifest(out_uri)
@@ -146,6 +149,20 @@ class StepOperator(BaseOperator):
     def _show(self, lines: list[str] | Iterator[str]) -> None:
         for line in lines:
             self.log.info("%s", line)
+
+
+class StepOperator(JobOperator):
+    """Runs `step` with the spec that `work` builds."""
+
+    def __init__(self, *, step: str, work: BuildWork, **kwargs: Any) -> None:
+        kwargs.setdefault("task_id", step)
+        super().__init__(step=step, **kwargs)
+        self.work = work
+
+    def execute(self, context: Context) -> dict[str, str]:
+        with told_apart():
+            work = self.work(Upstream(context, settings.load()))
+        return self.run_step(context, work)
 
 
 def _variables(configured: Settings) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Hyperparameter search: drawing the values of trials, and saying what they came to."""
