@@ -14,6 +14,8 @@ TIMEOUT_S = 30.0
 RETRY_S = 1.0
 PATIENCE_S = 120.0
 """How long a silent Airflow is waited for: it may be starting anew."""
+PAGE = 100
+"""Airflow gives so many of a list at once."""
 NOT_READY = (500, 502, 503, 504)
 """Its database may be starting anew, too."""
 
@@ -67,9 +69,13 @@ class AirflowApi:
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The task instances of a run, as Airflow gives them."""
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100"
-        found: list[dict[str, Any]] = self._request("GET", path)["task_instances"]
-        return found
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit={PAGE}"
+        found: list[dict[str, Any]] = []
+        while True:
+            page: list[dict[str, Any]] = self._request("GET", f"{path}&offset={len(found)}")["task_instances"]
+            found += page
+            if len(page) < PAGE:
+                return found
 
     def artifact(self, dag_id: str, run_id: str, task_id: str) -> ArtifactRef | None:
         """What a step's task made, from its XCom; None if it made nothing."""

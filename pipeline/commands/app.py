@@ -137,6 +137,43 @@ def release(recipe: Recipe, overrides: Overrides = None, wait: Wait = True, summ
 
 
 @app.command()
+def search(recipe: Recipe, overrides: Overrides = None, wait: Wait = True, summary_file: SummaryFile = None) -> None:
+    """Look for the best hyperparameters of a recipe, then release what was found.
+
+    The recipe says what to vary, in a section `search`:
+
+        search:
+          space:    # fields of finetune or base_model, or dataset.uri
+            finetune.learning_rate: {log: [1.0e-4, 1.0e-2]}
+            finetune.weight_decay: {uniform: [0, 0.2], step: 0.05}
+            base_model.init.num_layers: {integer: [1, 4]}
+            finetune.batch_size: {choice: [16, 32, 64]}
+          trials: 12                    # sets of values to try
+          parallel: 2                   # trials of a round, side by side
+          objective: eval.exact_match   # eval.token_f1, eval.loss, train_loss
+          sampler: tpe                  # or random, or grid
+          pruner: {rungs: 2, factor: 3} # null: every trial in full
+          seed: 0                       # same seed, same trials
+          release: true                 # release the best when done
+
+    `log` makes each order of magnitude as likely as the next, `step` leaves every so-manieth value. With two rungs and
+    a factor of three a trial is trained for a third of its epochs first, and one in three goes on to all of them. Each
+    round learns from those before.
+
+    Trial 0 tries the recipe's own values. Each trial is a mapped task in Airflow, trains and evaluates with a release's
+    own steps, and is a run in MLflow below the search's. A trial that fails leaves the others alone; whatever is killed
+    goes on where it was. The release of the best finds its training in the store and does not repeat it.
+
+    Ctrl-C leaves the search running.
+
+    Example: `slipway search search --set search.trials=20 --set search.parallel=4 --set search.release=false`
+    """
+    from pipeline.commands import search as command
+
+    command.search(recipe, overrides or [], wait=wait, summary_path=summary_file)
+
+
+@app.command()
 def demo(port: PortOptions = None, backend: BackendOption = None, summary_file: SummaryFile = None) -> None:
     """Start the stack and release the demo recipe: the whole way, once."""
     from pipeline.commands import release as command

@@ -52,9 +52,9 @@ def find_jobs(layout: Layout) -> list[JobLog]:
     return sorted((job for job in jobs if job), key=lambda job: job.submitted_at, reverse=True)
 
 
-def job_of_task(layout: Layout, run_id: str, task_id: str) -> JobLog | None:
-    """The job that a task of a run submitted."""
-    wanted = {"run_id": run_id, "task_id": task_id}
+def job_of_task(layout: Layout, run_id: str, task_id: str, map_index: int = -1) -> JobLog | None:
+    """The newest job that a task of a run submitted, or an instance of a mapped task."""
+    wanted = {"run_id": run_id, "task_id": task_id, "map_index": str(map_index)}
     return next((job for job in find_jobs(layout) if wanted.items() <= job.labels.items()), None)
 
 

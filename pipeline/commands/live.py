@@ -20,11 +20,14 @@ PROGRESS_EVERY_S = 10.0
 ENDED = ("success", "failed")
 WAITING = (None, "scheduled", "queued")
 ASKS = "awaiting_input"
+TRIAL = "trial"
+"""The mapped task of a search; an instance of it that is skipped was pruned."""
 COLOURS = {
     "success": "green",
     "failed": "red",
     "upstream failed": "red",
     "skipped": "dim",
+    "pruned": "dim",
     "up for retry": "yellow",
     "awaiting input": "yellow",
 }
@@ -34,6 +37,7 @@ class TaskView(Contract):
     """One task at one moment."""
 
     task_id: str
+    """With its number, if it is an instance of a mapped task."""
     state: str
     """Airflow's, with `deferred` called running and no state at all called waiting."""
     elapsed_s: float | None
@@ -71,24 +75,38 @@ def view(layout: Layout, run_id: str, tasks: Iterable[dict[str, Any]]) -> list[T
 
 def in_order(tasks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that began first; then the others, as the DAGs have them."""
-    known = ["plan", "validate", "finetune", "evaluate", "compress", "evaluate_compressed", "register", "approve"]
+    known = ["plan", "trials", "validate", "trial", "study", "release"]
+    known += ["finetune", "evaluate", "compress", "evaluate_compressed", "register", "approve"]
     known += ["start_canary", "shift", "promote", "roll_back", "retire"]
     ranks = {name: rank for rank, name in enumerate(known)}
-    return sorted(tasks, key=lambda task: (ranks.get(task["task_id"], len(known)), task["task_id"]))
+
+    def place(task: dict[str, Any]) -> tuple[int, str, int]:
+        return ranks.get(task["task_id"], len(known)), task["task_id"], task.get("map_index", -1)
+
+    return sorted(tasks, key=place)
 
 
 def _task_view(layout: Layout, run_id: str, task: dict[str, Any]) -> TaskView:
     state = task["state"]
     note = ""
     if state in ("running", "deferred"):
-        job = jobs.job_of_task(layout, run_id, task["task_id"])
-        note = job.progress() if job else ""
+        job = jobs.job_of_task(layout, run_id, task["task_id"], task.get("map_index", -1))
+        note = job.progress() if job else "waits for other trials" if task["task_id"] == TRIAL else ""
     elif state == ASKS:
         note = "waits for a person: open the run in Airflow and approve or reject"
     # A task that has begun and is queued again is on its way back from the triggerer.
     waits = state in WAITING and not task["start_date"]
     shown = "waiting" if waits else "running" if state in (*WAITING, "deferred") else str(state).replace("_", " ")
-    return TaskView(task_id=task["task_id"], state=shown, elapsed_s=elapsed_s(task), note=note[:100])
+    if task["task_id"] == TRIAL and shown == "skipped":
+        shown = "pruned"
+    note = note or (task.get("rendered_map_index") or "" if task["task_id"] == TRIAL else "")
+    return TaskView(task_id=name_of(task), state=shown, elapsed_s=elapsed_s(task), note=note[:100])
+
+
+def name_of(task: dict[str, Any]) -> str:
+    """The task's id; an instance of a mapped task by its number, too."""
+    index = task.get("map_index", -1)
+    return f"{task['task_id']} {index}" if index >= 0 else str(task["task_id"])
 
 
 def elapsed_s(task: dict[str, Any]) -> float | None:

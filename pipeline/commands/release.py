@@ -30,6 +30,10 @@ def validate(recipe: str, overrides: list[str]) -> None:
     forecast = check_fit(checked)
     console.print(f"[green]✓[/green] {path} is a valid recipe for {checked.name}", soft_wrap=True)
     console.print(f"  {forecast}", soft_wrap=True)
+    if checked.search is not None:
+        from pipeline.commands import search
+
+        console.print(f"[green]✓[/green] search: {search.described(search.searched(path, checked, overrides))}")
 
 
 def release(recipe: str, overrides: list[str], *, wait: bool, summary_path: Path | None) -> None:
@@ -165,8 +169,10 @@ def failure(layout: Layout, api: AirflowApi, dag_id: str, run_id: str) -> Slipwa
     failed = [task for task in live.in_order(api.tasks(dag_id, run_id)) if task["state"] == "failed"]
     if not failed:
         return SlipwayError(f"{dag_id} {run_id} failed without a failed task: {api.run_url(dag_id, run_id)}")
-    task_id = failed[0]["task_id"]
-    job = jobs.job_of_task(layout, run_id, task_id)
+    # A failed trial fails no search; what came after it does.
+    first = min(failed, key=lambda task: task.get("map_index", -1) >= 0)
+    task_id = live.name_of(first)
+    job = jobs.job_of_task(layout, run_id, first["task_id"], first.get("map_index", -1))
     why = f"{job.error()}\n  log: {job.path}" if job else "it started no job; its task log is in Airflow"
     return SlipwayError(
         f"step {task_id} failed: {why}\n  run: {api.run_url(dag_id, run_id)}"

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pipeline.contracts.base import ArtifactRef, Contract, Result, Spec
 from pipeline.contracts.search import Search
 
+RELEASE_RUN_PREFIX = "search__"
+"""The best trial of the search RUN is released by the run search__RUN, however often it is asked for."""
 TrialState = Literal["running", "complete", "pruned", "failed"]
 
 

@@ -42,7 +42,7 @@ def rung_overrides(fields: Mapping[str, Any], values: Mapping[str, Any], share: 
 
 def score_of(search: Search, finetuned: Manifest, evaluated: Manifest | None) -> float:
     """The objective of one training."""
-    if evaluated is None:
+    if search.objective == "train_loss" or evaluated is None:
         return FinetuneResult.model_validate(finetuned.result).final_train_loss
     scores = EvaluateResult.model_validate(evaluated.result).scores
     name = search.objective.partition(".")[2]

@@ -25,8 +25,11 @@ from pipeline.contracts.trials import round_of
 from pipeline.errors import SpecError
 from pipeline.recipe_files import apply_overrides, check_recipe
 
-MAX_DRAWS = 200
+MAX_DRAWS = 300
 """So many draws that a recipe refuses, or that were tried before, and the space holds nothing new worth looking for."""
+LEARNED_DRAWS, RANDOM_DRAWS = 20, 100
+"""The first are the sampler's, which may insist on what was tried before; the next are at random; then a finite space
+is walked through."""
 MAX_AT_RANDOM = 10
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -87,11 +90,13 @@ def _draw(spec: SuggestSpec, number: int, known: Sequence[Tried], attempt: int) 
     search = spec.search
     if number == attempt == 0 and (own := own_values(search, spec.recipe)) is not None:
         return SuggestResult(values=own, source="the recipe's own values")
-    if search.sampler == "grid":
-        return _from_grid(search, {canonical_json(trial.values) for trial in known}, attempt)
+    in_order = 0 if search.sampler == "grid" else RANDOM_DRAWS
+    if search.num_sets is not None and attempt >= in_order:
+        return _from_grid(search, {canonical_json(trial.values) for trial in known}, attempt - in_order)
     learned = [trial for trial in known if trial.scores]
     seed = int(sha256_hex(canonical_json([search.seed, number, attempt]))[:8], 16)
-    at_random = search.sampler == "random" or len(learned) < num_at_random(search)
+    knows_little = len(learned) < num_at_random(search)
+    at_random = search.sampler == "random" or knows_little or attempt >= LEARNED_DRAWS
     sampler: BaseSampler = (
         RandomSampler(seed=seed) if at_random else TPESampler(seed=seed, n_startup_trials=0, constant_liar=True)
     )

@@ -105,10 +105,22 @@ def _add_fields(properties: dict[str, Any], model: dict[str, Any], models: dict[
     for name, field in model["properties"].items():
         inner = _inner_model(field, models)
         if inner is None:
-            properties[prefix + name] = {key: value for key, value in field.items() if key not in ("title", "default")}
+            shown = {key: value for key, value in field.items() if key not in ("title", "default")}
+            properties[prefix + name] = _resolved(shown, models)
         else:
             properties[prefix + name] = {"type": ["object", "null"]}
             _add_fields(properties, inner, models, prefix=f"{prefix}{name}.")
+
+
+def _resolved(schema: Any, models: dict[str, Any]) -> Any:
+    """The schema with what it refers to in the place of the references."""
+    if isinstance(schema, list):
+        return [_resolved(item, models) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _resolved(models[schema["$ref"].rpartition("/")[2]], models)
+    return {key: _resolved(value, models) for key, value in schema.items()}
 
 
 def _inner_model(field: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:

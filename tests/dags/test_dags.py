@@ -39,6 +39,14 @@ ROLLOUT_EDGES = {
     "roll_back": {"retire"},
     "retire": set(),
 }
+SEARCH_EDGES = {
+    "plan": {"trials"},
+    "trials": {"validate", "trial"},
+    "validate": {"trial"},
+    "trial": {"study"},
+    "study": {"release"},
+    "release": set(),
+}
 
 
 def parse(path: Path) -> ModuleType:
@@ -64,9 +72,14 @@ def rollout() -> DAG:
     return parse(ROOT / "dags" / "rollout.py").dag
 
 
+@pytest.fixture(scope="module")
+def search() -> DAG:
+    return parse(ROOT / "dags" / "search.py").dag
+
+
 def test_there_is_one_dag_a_file_named_like_it() -> None:
     """So that a reader finds a DAG by its id."""
-    assert [path.stem for path in DAG_FILES] == ["maintenance", "release", "rollout"]
+    assert [path.stem for path in DAG_FILES] == ["maintenance", "release", "rollout", "search"]
     for path in DAG_FILES:
         dags = [value for value in vars(parse(path)).values() if isinstance(value, DAG)]
         assert [dag.dag_id for dag in dags] == [path.stem]
@@ -85,13 +98,25 @@ def test_the_rollout_is_wired_as_the_flow_says(rollout: DAG) -> None:
     assert rollout.get_task("retire").is_teardown
 
 
+def test_a_search_is_wired_as_the_flow_says(search: DAG) -> None:
+    """One instance of `trial` for each of the listed trials; the study comes whatever became of them, the release only
+    after the study."""
+    assert edges(search) == SEARCH_EDGES
+    trial = search.get_task("trial")
+    assert trial.is_mapped
+    assert trial.retries == search.get_task("study").retries == 5
+    assert search.get_task("study").trigger_rule == TriggerRule.ALL_DONE
+    assert search.get_task("release").trigger_rule == TriggerRule.ALL_SUCCESS
+
+
 @pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
 def test_a_dag_file_parses_in_under_a_second_once_airflow_is_loaded(path: Path) -> None:
     """Of processor time, in a fresh interpreter: everything that it imports counts, but Airflow itself."""
     code = f"""
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "plugins")!r}, {str(path.parent)!r}]
-import airflow.sdk, airflow.triggers.base, airflow.providers.standard.operators.hitl
+import airflow.sdk, airflow.triggers.base
+import airflow.providers.standard.operators.hitl, airflow.providers.standard.operators.trigger_dagrun
 from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator, Param, TriggerRule
 began = time.process_time()
 import {path.stem}
@@ -162,9 +187,19 @@ def test_the_form_takes_what_a_release_can_use(release: DAG, name: str, value: o
     assert release.params.get_param(name).resolve(value) == value
 
 
-def test_every_field_of_the_forms_explains_itself(release: DAG, rollout: DAG) -> None:
+def test_the_form_takes_another_search_space(search: DAG) -> None:
+    """And refuses one that no search could use."""
+    overrides = search.params.get_param("overrides")
+    space = {"search.space": {"finetune.epochs": {"choice": [1, 2]}}, "search.trials": 4, "search.pruner": None}
+    assert overrides.resolve(space) == space
+    for wrong in ({"search.space": {"finetune.epochs": {"step": "wide"}}}, {"search.trials": 1}, {"search.x": 1}):
+        with pytest.raises(ParamValidationError):
+            overrides.resolve(wrong)
+
+
+def test_every_field_of_the_forms_explains_itself(release: DAG, rollout: DAG, search: DAG) -> None:
     """A title and a description each."""
-    for dag in (release, rollout):
+    for dag in (release, rollout, search):
         for name in dag.params:
             param = dag.params.get_param(name)
             assert param.description, name

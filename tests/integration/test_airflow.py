@@ -12,6 +12,9 @@ import httpx
 import pytest
 
 from pipeline import settings
+from pipeline.artifacts import read_manifest
+from pipeline.contracts.base import ArtifactRef
+from pipeline.contracts.study import RELEASE_RUN_PREFIX, StudyResult
 from pipeline.settings import ROOT
 from slipway_airflow.triggers.champion import FIRST_REPEAT_S, STATE
 from tests.integration.airflow_server import AirflowServer
@@ -20,7 +23,22 @@ from tests.integration.mlflow_server import MlflowServer, running_mlflow
 pytestmark = pytest.mark.integration
 
 STUB = """#!/bin/sh
-exec {python} {stub} "$@"
+case "$3" in
+rollout) exec {python} {folder}/stub_step.py "$@" ;;
+plan | suggest | study) exec {python} "$@" ;;
+*) exec {python} {folder}/stub_training.py "$@" ;;
+esac
+"""
+SEARCH = """
+name: {name}
+dataset: {{uri: train.jsonl, eval_uri: eval.jsonl}}
+base_model: {{init: {{}}}}
+finetune: {{nodes: 1, epochs: 4, learning_rate: 0.01}}
+search:
+  space: {{finetune.learning_rate: {{choice: [0.01, 0.001, 0.9, 0.1]}}}}
+  sampler: grid
+  parallel: 2
+  pruner: {{rungs: 2, factor: 2}}
 """
 
 
@@ -32,7 +50,7 @@ def home_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         python = home / "venvs" / environment / "bin" / "python"
         python.parent.mkdir(parents=True)
         real = settings.load().python_path("control")
-        python.write_text(STUB.format(python=real, stub=Path(__file__).with_name("stub_step.py")))
+        python.write_text(STUB.format(python=real, folder=Path(__file__).parent))
         python.chmod(0o755)
     return home
 
@@ -258,6 +276,59 @@ def test_a_transient_fault_is_retried_and_clearing_resumes_after_a_refusal(
     assert fleet.runs_of("plan") == 3
 
 
+def test_a_search_prunes_outlasts_a_failed_trial_and_releases_the_best(
+    airflow: AirflowServer, home_path: Path, mlflow_server: MlflowServer
+) -> None:
+    """Two rounds of two trials, with the triggerer killed while trials wait in it: the recipe's own values win, one
+    trial of each round is pruned or fails, and the release trains nothing again.
+    """
+    for name in ("train", "eval"):
+        (home_path / f"{name}.jsonl").write_text(f"{name}\n")
+    recipe = home_path / "searched.yaml"
+    recipe.write_text(SEARCH.format(name="searched"))
+    hold = home_path / "stub" / "finetune.hold"
+    hold.touch()
+    run_id = airflow.trigger("search", {"recipe": str(recipe)})
+
+    def trials() -> dict[int, str | None]:
+        tasks = airflow.get(f"/dags/search/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return {task["map_index"]: task["state"] for task in tasks if task["task_id"] == "trial"}
+
+    airflow.wait("all trials wait", lambda: trials() == dict.fromkeys(range(4), "deferred"))
+    airflow.kill("triggerer")
+    airflow.start("triggerer")
+    hold.unlink()
+    assert airflow.wait_for_run("search", run_id) == "success"
+    assert trials() == {0: "success", 1: "skipped", 2: "failed", 3: "skipped"}
+
+    value = airflow.get(f"/dags/search/dagRuns/{run_id}/taskInstances/study/xcomEntries/return_value", stringify=False)
+    study = StudyResult.model_validate(read_manifest(ArtifactRef.model_validate(value["value"])).result)
+    assert (study.best, study.values) == (0, {"finetune.learning_rate": 0.01})
+    assert [trial.state for trial in study.trials] == ["complete", "pruned", "failed", "pruned"]
+    assert [trial.epochs for trial in study.trials] == [(2.0, 4.0), (2.0,), (), (2.0,)]
+    assert "the loss became nan" in study.trials[2].reason
+    found = mlflow_search(mlflow_server, "searched", "tags.`mlflow.runName` = 'trial 3'")
+    assert [run["data"]["params"] for run in found] == [[{"key": "finetune.learning_rate", "value": "0.1"}]]
+
+    trained = (home_path / "stub" / "runs").read_text().split("\n").count("finetune")
+    release_id = f"{RELEASE_RUN_PREFIX}{run_id}"
+    assert airflow.wait_for_run("release", release_id) == "failed", "the stubs cannot compress"
+    states = airflow.task_states("release", release_id)
+    assert (states["evaluate"], states["compress"]) == ("success", "failed")
+    assert (home_path / "stub" / "runs").read_text().split("\n").count("finetune") == trained == 4
+
+
+def mlflow_search(mlflow: MlflowServer, experiment: str, condition: str) -> list[dict[str, Any]]:
+    """The runs of an experiment."""
+    found = httpx.get(
+        f"{mlflow.uri}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": experiment}, timeout=60
+    ).json()
+    body = {"experiment_ids": [found["experiment"]["experiment_id"]], "filter": condition}
+    answer = httpx.post(f"{mlflow.uri}/api/2.0/mlflow/runs/search", json=body, timeout=60)
+    runs: list[dict[str, Any]] = answer.raise_for_status().json().get("runs", [])
+    return runs
+
+
 @pytest.mark.parametrize(
     "conf",
     [
@@ -272,4 +343,4 @@ def test_the_form_refuses_a_bad_value(airflow: AirflowServer, conf: dict[str, ob
     """HTTP 400, and no run."""
     answer = airflow.api("POST", "/dags/release/dagRuns", json={"logical_date": None, "conf": conf})
     assert answer.status_code == 400
-    assert airflow.runs("release") == []
+    assert [run for run in airflow.runs("release") if not run["dag_run_id"].startswith(RELEASE_RUN_PREFIX)] == []

@@ -7,12 +7,10 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline import settings
+from pipeline.contracts.study import RELEASE_RUN_PREFIX
 from slipway_airflow.operators.step import told_apart
 from slipway_airflow.search_steps import release_conf, search_of
 from slipway_airflow.upstream import Upstream
-
-RUN_PREFIX = "search__"
-"""The release of the search RUN is the run search__RUN, however often it is asked for."""
 
 
 class ReleaseBestOperator(TriggerDagRunOperator):
@@ -29,5 +27,5 @@ class ReleaseBestOperator(TriggerDagRunOperator):
             if not search_of(upstream).release:
                 raise AirflowSkipException("the recipe's search.release is false: the best trial is not released")
             self.conf = release_conf(upstream)
-        self.trigger_run_id = f"{RUN_PREFIX}{upstream.run_id}"
+        self.trigger_run_id = f"{RELEASE_RUN_PREFIX}{upstream.run_id}"
         return super().execute(context)

@@ -35,9 +35,7 @@ class TrialOperator(JobOperator):
         self.number = number
 
     def execute(self, context: Context) -> dict[str, Any]:
-        context["title"] = f"trial {self.number}"
-        with self._ending_is_recorded(context), told_apart():
-            return self._go(context, TrialUpstream(Upstream(context, settings.load()), self.number))
+        return self.go_on(context, {})
 
     def resume(self, context: Context, event: dict[str, Any], out_uri: str) -> dict[str, Any]:
         """Goes on when a job has ended."""
@@ -48,7 +46,9 @@ class TrialOperator(JobOperator):
 
     def go_on(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Goes on when other trials have come as far."""
-        return self.execute(context)
+        context["title"] = f"trial {self.number}"
+        with self._ending_is_recorded(context), told_apart():
+            return self._go(context, TrialUpstream(Upstream(context, settings.load()), self.number))
 
     def _go(self, context: Context, upstream: TrialUpstream) -> dict[str, Any]:
         search, record = upstream.search, self._record(context)

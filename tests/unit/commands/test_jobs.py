@@ -10,7 +10,7 @@ from pipeline.stack.layout import Layout
 def write_job(home: Path, name: str, log: str, *, task: str = "finetune", run: str = "r1", at: float = 1.0) -> None:
     folder = home / "jobs" / name
     folder.mkdir(parents=True)
-    labels = {"dag_id": "release", "run_id": run, "task_id": task, "step": task}
+    labels = {"dag_id": "release", "run_id": run, "task_id": task, "map_index": "-1", "step": task}
     offset = log.find("==") + 2 if "==" in log else 0
     request = {"job_id": name, "labels": labels, "log_offset": offset, "submitted_at": at}
     (folder / "request.json").write_text(json.dumps(request))
