@@ -24,10 +24,10 @@ MB, GB = 10**6, 10**9
 CORES_FRAMEWORK = {0: 25 * MB, 1: 72 * MB, 2: 72 * MB, 3: 72 * MB}
 """That libraries take after the model is loaded, by stage of ZeRO, as measured; ZeRO's optimizer imports torch's
 compiler."""
-CORES_PROCESS = 450 * MB
-"""A rank before the model is loaded, as measured: Python, torch, transformers and DeepSpeed, resident."""
-CORES_NODE = 700 * MB
-"""The step and torchrun's agent beside a node's ranks, as measured."""
+CORES_PROCESS = 420 * MB
+"""What is resident of a rank beside that, as measured: Python and the libraries, their files' pages included."""
+CORES_NODE = 400 * MB
+"""The step and torchrun's agent beside a node's ranks, as measured: 95 and 234 MB, and what the step reads."""
 ACCELERATOR_FRAMEWORK = 1.5 * GB
 """An estimate of the context of an accelerator, its kernels and the buffers of NCCL."""
 
