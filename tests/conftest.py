@@ -75,6 +75,22 @@ def _may_mount() -> bool:
     return _has_programs("unshare") and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@cache
+def _has_networks() -> bool:
+    """Of its own making, with hosts and cables; not every kernel lets root make them."""
+    name = f"slw-probe-{os.getpid()}"
+    if (
+        not _has_programs("ip")
+        or subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode
+    ):
+        return False
+    made = subprocess.run(
+        ["ip", "-n", name, "link", "add", "probe", "type", "bridge"], capture_output=True, check=False
+    )
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return made.returncode == 0
+
+
 PARTS = {
     "radosgw": Part(
         lambda: _has_programs("radosgw", "ceph-mon", "ceph-osd", "ceph", "radosgw-admin"),
@@ -83,6 +99,7 @@ PARTS = {
     "chromium": Part(_has_chromium, "chromium is not installed (apt install chromium)"),
     "docker": Part(_has_docker, f"Docker is not there, or not the image {BASE_IMAGE} (docker pull {BASE_IMAGE})"),
     "mounts": Part(_may_mount, "this user may not mount in a namespace (`unshare --mount --map-root-user true` fails)"),
+    "netns": Part(_has_networks, "this user may not make network namespaces and bridges (`ip netns add` as root)"),
     "data": Part(_has_data, "SLIPWAY_TEST_DATA names no folder with banking77-train.jsonl"),
 }
 
