@@ -55,8 +55,11 @@ class Suite:
     """A machine may lack what all of these tests need; pytest's last lines name them then."""
 
 
-DRILLS = ((Suite("control", "drills", CONTROL["containers"], marker="drill"),),)
-"""Faults on the stack in docker compose, too long for every change: `make drills`."""
+DRILLS = (
+    (Suite("control", "drills", CONTROL["containers"], marker="drill", may_be_left_out=True),),
+    (Suite("model", "drills", MODEL["integration"], marker="drill"),),
+)
+"""Faults on the stack in docker compose and on nodes of a training, too long for every change: `make drills`."""
 
 STAGES = (
     (

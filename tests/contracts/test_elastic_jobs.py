@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import settings
+from pipeline.errors import SpecError
 from slipway_airflow.backends.base import JobStatus
+from slipway_airflow.backends.docker import DockerBackend
 from slipway_airflow.backends.process import ProcessBackend
 from slipway_airflow.backends.process_runner import MAX_RETURNS
 from tests.contracts.backend_conformance import finished, processes_with, request, whole_log
@@ -102,3 +104,10 @@ if rank == "1":
 """
     status, log = run(backend, tmp_path / "starts", code)
     assert status == JobStatus(state="failed", exit_code=75), log
+
+
+def test_containers_refuse_to_go_on_with_fewer_nodes(tmp_path: Path) -> None:
+    """Before anything is started, with what to do instead."""
+    docker = DockerBackend(settings.load({"SLIPWAY_HOME": str(tmp_path / "home")}))
+    with pytest.raises(SpecError, match=r"finetune\.min_nodes is 1, but containers .*leave min_nodes out"):
+        docker.submit(request("pass", nodes=2, min_nodes=1))

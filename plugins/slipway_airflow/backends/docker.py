@@ -26,7 +26,7 @@ from pipeline.containers import JOB_LABEL, RANK_LABEL, engine_errors, gone_is_fi
 from pipeline.errors import EXIT_BAD_SPEC, EXIT_TRANSIENT, SpecError
 from pipeline.settings import Settings, job_secrets
 from slipway_airflow.backends import process_runner
-from slipway_airflow.backends.base import JobRequest, JobStatus
+from slipway_airflow.backends.base import JobHandle, JobRequest, JobStatus
 from slipway_airflow.backends.container_plan import ContainerPlan
 from slipway_airflow.backends.job_folders import FolderBackend, JobFolder
 
@@ -73,6 +73,15 @@ class DockerBackend(FolderBackend):
         """Connected to when it is needed: an engine that is away for a while must not end whoever waits for a job."""
         return containers.connect()
 
+    def submit(self, request: JobRequest) -> JobHandle:
+        if request.min_nodes is not None:
+            raise SpecError(
+                f"finetune.min_nodes is {request.min_nodes}, but containers do not come back one by one: leave"
+                " min_nodes out, so that the next try goes on from the last checkpoint, or run steps as processes"
+                " (SLIPWAY_BACKEND=process)"
+            )
+        return super().submit(request)
+
     def reap(self, keep_s: float) -> int:
         containers.remove_orphans(self.engine, self.settings)
         return super().reap(keep_s)
@@ -80,12 +89,6 @@ class DockerBackend(FolderBackend):
     # --- starting ---
 
     def _launch(self, job: JobFolder, request: JobRequest) -> int:
-        if request.min_nodes is not None:
-            raise SpecError(
-                f"finetune.min_nodes is {request.min_nodes}, but containers do not come back one by one: leave"
-                " min_nodes out, so that the next try goes on from the last checkpoint, or run steps as processes"
-                " (SLIPWAY_BACKEND=process)"
-            )
         containers.remove_orphans(self.engine, self.settings)
         plan = ContainerPlan(self.settings, request, job, self._image(request.environment), self.more_mounts)
         begin = job.begin(
