@@ -19,7 +19,15 @@ from pipeline import artifacts, settings
 from pipeline.contracts.base import Result, Spec, step_key
 from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.specs import STEPS
-from pipeline.errors import EXIT_DONE, EXIT_TRANSIENT, DataError, SlipwayError, SpecError, is_transient
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_TRANSIENT,
+    DataError,
+    IntegrityError,
+    SlipwayError,
+    SpecError,
+    is_transient,
+)
 from pipeline.job import Job
 from pipeline.processes import children_end_with_us
 from pipeline.provenance import draft_manifest
@@ -62,9 +70,12 @@ def run_step(step: str, spec_path: Path, out_uri: str) -> None:
             return
         try:
             published = _run_and_publish(spec, job)
-        except (SpecError, DataError):
+        except (SpecError, DataError) as error:
             if job.is_first_node:
                 job.clear_work()  # the same spec can only fail again: nothing to resume
+                if not isinstance(error, SpecError | IntegrityError):
+                    # Otherwise a person corrects the place or the key, or removes what is damaged, and goes on.
+                    job.clear_checkpoints()
             raise
     if published:
         print(f"published {out_uri} digest {published.digest} ({published.duration_s:.1f} s)", flush=True)
@@ -100,6 +111,7 @@ def _run_and_publish(spec: Spec, job: Job) -> Manifest | None:
     draft = draft_manifest(job, spec, result, started_at=started_at, duration_s=time.monotonic() - started)
     published = artifacts.publish(job.out_uri, job.staging_path, draft)
     job.clear_work()
+    job.clear_checkpoints()
     return published
 
 

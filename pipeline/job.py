@@ -53,8 +53,7 @@ class Job:
 
     @property
     def checkpoints_uri(self) -> str:
-        """A folder of the store for what a later attempt can go on from, on whatever machine; it goes with the
-        scratch."""
+        """A folder of the store for what a later attempt can go on from, on whatever machine."""
         return f"{self.store_uri}/checkpoints/{self.key}"
 
     @property
@@ -100,12 +99,19 @@ class Job:
     def clear_work(self) -> None:
         """Removes all scratch. Another node that still runs may be writing there; what it leaves does no harm."""
         shutil.rmtree(self.work_path, ignore_errors=True)
+
+    def clear_checkpoints(self) -> None:
+        """Removes what later attempts would have gone on from."""
+        name = f"checkpoints/{self.key}"
         try:
             store = artifacts.open_store(self.store_uri)
-            for name in store.names(f"checkpoints/{self.key}"):
-                store.remove(name)
+            for file in store.names(name):
+                store.remove(file)
         except TransientError as error:
             self.say(f"warning: the checkpoints at {self.checkpoints_uri} remain: {error}")
+            return
+        if folder := store.local_path(name):
+            shutil.rmtree(folder, ignore_errors=True)  # a store in a folder keeps empty ones
 
     def fetch(self, artifact: ArtifactRef) -> Path:
         """A verified local folder of `artifact`."""

@@ -26,9 +26,8 @@ INITIAL_SCALE_POWER = 16
 def join(rank: int, world_size: int) -> None:
     """Meets the other ranks at the address that torchrun put into the environment.
 
-    The rank is ours, not torchrun's: torchrun numbers nodes in the order of their addresses and process ids, so after
-    a restart a node could find another node's optimizer state on its disk. The store in which they exchange addresses
-    is ours as well, a new one each time: in the agents' own store a rank would find those of ranks that are dead.
+    The store in which they exchange addresses is ours, a new one each time: in the agents' own store a rank would find
+    those of ranks that are dead.
     """
     if not torch.cuda.is_available():
         set_for_libraries({"DS_ACCELERATOR": "cpu"})
@@ -84,7 +83,6 @@ def engine_settings(settings: Finetune, place: Place, num_parameters: int) -> di
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": settings.precision == "fp16", "initial_scale_power": INITIAL_SCALE_POWER},
         "bf16": {"enabled": settings.precision == "bf16"},
-        "checkpoint": {"use_node_local_storage": True},
         "steps_per_print": 10**9,
     }
     if parallelism.tensor > 1:

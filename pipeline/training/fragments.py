@@ -154,9 +154,12 @@ def adam_step(engine: Any) -> int:
 
 def begin_state(engine: Any, step: int) -> None:
     """Gives Adam averages of 0, for fragments to be written to, as if it had taken `step` steps."""
+    is_fused = engine.basic_optimizer.defaults["fused"]
     for tensor in _optimized(engine):
         averages = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in AVERAGES}
-        engine.basic_optimizer.state[tensor] = {"step": torch.tensor(float(step)), **averages}
+        # The fused kernel reads the count where the weights are; the others want it on the host.
+        count = torch.full((), float(step), device=tensor.device if is_fused else "cpu")
+        engine.basic_optimizer.state[tensor] = {"step": count, **averages}
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

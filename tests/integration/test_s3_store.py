@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import artifacts, cli
 from pipeline.artifacts import s3
-from pipeline.artifacts.digests import file_entries, folder_digest
+from pipeline.artifacts.digests import file_digest, file_entries, folder_digest
 from pipeline.artifacts.s3 import PART_BYTES, S3Store
 from pipeline.contracts.base import step_key
 from pipeline.contracts.recipe import BaseModelSource
@@ -21,6 +21,16 @@ from pipeline.contracts.specs import STEPS, PlanResult, PlanSpec
 from pipeline.errors import IntegrityError, SpecError, TransientError
 from pipeline.inputs import pin_base_model, pin_file
 from pipeline.settings import ROOT
+from pipeline.training.checkpoint_index import (
+    Index,
+    Part,
+    commit,
+    read_index,
+    remove_old,
+    step_name,
+    steps,
+    upload_named,
+)
 from tests.artifact_samples import KEY, manifest_of, write_files
 from tests.integration.publish_once import held_after
 from tests.integration.radosgw import ACCESS_KEY, SECRET_KEY, Radosgw, credentials, running_radosgw
@@ -126,6 +136,36 @@ def test_the_loser_of_a_race_gets_the_winners_manifest_and_leaves_no_files(store
     assert store.names(f"validate/{KEY}") == sorted(
         [f"validate/{KEY}/manifest.json", f"validate/{KEY}/{winner.root}/a"]
     )
+
+
+def test_of_racing_gangs_one_completes_a_checkpoint(store: S3Store, tmp_path: Path) -> None:
+    """Each has parts of its own, one of them large enough for several uploads; what the others wrote is no checkpoint,
+    and goes with the next."""
+    folder, size = f"checkpoints/{KEY}", PART_BYTES + 1
+
+    def save(gang: int, step: int) -> Index:
+        scratch = tmp_path / f"gang-{gang}-{step}"
+        scratch.mkdir()
+        (scratch / "rank-0000.safetensors").write_bytes(bytes([gang]) * size)
+        entry = upload_named(store, scratch / "rank-0000.safetensors", step_name(folder, step), stem="rank-0000")
+        part = Part(file=entry, stage=0, slice=0, pieces=())
+        fields = {"adam_step": step, "tensor": 1, "pipeline": 1, "world_size": 1}
+        index = Index(step=step, **fields, loss_scale={}, history=[{"loss": float(gang)}], parts=(part,))
+        commit(store, folder, index, scratch)
+        return index
+
+    with ThreadPoolExecutor(3) as pool:
+        written = list(pool.map(lambda gang: save(gang, 10), range(3)))
+    found = read_index(store, folder, 10)
+    assert found in written
+    (part,) = found.parts
+    store.download(f"{step_name(folder, 10)}/{part.file.path}", tmp_path / "part")
+    assert file_digest(tmp_path / "part") == part.file.sha256
+    later = save(7, 20)
+    remove_old(store, folder, keep=1)
+    assert steps(store, folder) == [20]
+    assert read_index(store, folder, 20) == later
+    assert {name.split("/")[2] for name in store.names(folder)} == {"step-00000020"}
 
 
 def test_a_bucket_whose_server_ignores_conditional_creates_is_refused(server: Radosgw, store: S3Store) -> None:

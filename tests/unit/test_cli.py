@@ -19,7 +19,7 @@ from pipeline.artifacts.uris import file_uri
 from pipeline.contracts.base import step_key
 from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.specs import STEPS, PromoteResult, RolloutSpec
-from pipeline.errors import DataError, GateRefused, SpecError, TransientError
+from pipeline.errors import DataError, GateRefused, IntegrityError, SpecError, TransientError
 from pipeline.job import Job
 from pipeline.settings import ROOT
 from tests.artifact_samples import manifest_of, write_files
@@ -134,6 +134,38 @@ def test_scratch_is_kept_only_where_a_retry_can_use_it(
     cli.main(command)
 
     assert (tmp_path / "home" / "work" / "rollout" / KEY / "scratch").exists() is kept
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (TransientError("x"), True),
+        (SpecError("the key may not write"), True),
+        (IntegrityError("a part is damaged"), True),
+        (DataError("the loss is no number"), False),
+        (None, False),
+    ],
+    ids=["transient", "refused", "damaged", "diverged", "published"],
+)
+def test_checkpoints_are_kept_while_anybody_may_go_on_from_them(
+    error: Exception | None, kept: bool, command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also by correcting a setting, or by removing the damaged one of them."""
+    checkpoint = tmp_path / "store" / "checkpoints" / KEY / "step-00000010" / "complete"
+
+    def run(spec: object, job: Job) -> object:
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text("digest")
+        assert checkpoint.is_relative_to(job.checkpoints_uri.removeprefix("file://"))
+        if error:
+            raise error
+        return done(spec, job)
+
+    pretend(monkeypatch, run)
+    cli.main(command)
+
+    assert checkpoint.exists() is kept
+    assert checkpoint.parent.parent.exists() is kept
 
 
 def test_what_a_killed_attempt_staged_is_not_published(

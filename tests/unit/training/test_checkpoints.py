@@ -14,7 +14,7 @@ from pipeline.artifacts.stores import FileStore
 from pipeline.contracts.finetune import Parallelism
 from pipeline.contracts.manifest import FileEntry
 from pipeline.errors import SpecError, TransientError
-from pipeline.training import checkpoint_index, checkpoints
+from pipeline.training import checkpoint_index, checkpoints, fragments
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.place import Place
 
@@ -139,6 +139,17 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training(
     saving.save(Engine(), 10, HISTORY)
     with pytest.raises(told, match=f"the checkpoint of step 10 could not be written by rank 0: .*{error.args[-1]}"):
         saving.finish()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_steps_lies_where_adam_reads_it(fused: bool) -> None:
+    """Beside the weights for the fused kernel, on the host for the others."""
+    weight = nn.Parameter(torch.empty(2, 3, device="meta"))
+    adam = torch.optim.AdamW([weight], fused=fused)
+    engine = SimpleNamespace(basic_optimizer=adam, zero_optimization_stage=lambda: 1)
+    fragments.begin_state(engine, 7)
+    assert adam.state[weight]["step"].device.type == ("meta" if fused else "cpu")
+    assert adam.state[weight]["exp_avg"].shape == (2, 3)
 
 
 def test_a_training_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
