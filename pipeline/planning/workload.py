@@ -61,6 +61,8 @@ class Workload:
     """Tokens of a sequence, padding included."""
     accelerated: bool
     """The ranks compute on accelerators, not on their machine's cores."""
+    sequences: int | None = None
+    """Of a rank's largest micro-batch, where it is known; None: an equal share of the batch."""
     counted_share: float = 1.0
     """Of the tokens, those that have a weight in the loss: logits are computed for no others. At most all."""
     teacher: ModelShape | None = None
@@ -106,6 +108,8 @@ class Workload:
     def micro_batch_sequences(self) -> int:
         """That a rank works on at a time, or its part of them."""
         settings = self.settings
+        if self.sequences is not None:
+            return self.sequences
         rows = max(1, settings.batch_size // (settings.data_ranks * settings.gradient_accumulation))
         return rows * self.sequences_per_row
 

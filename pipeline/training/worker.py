@@ -58,7 +58,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     from pipeline.training.memory import PeakMemory
     from pipeline.training.model_size import ModelSize
     from pipeline.training.place import Place
-    from pipeline.training.predicted import figures, gemm_tflops
+    from pipeline.training.predicted import figures
     from pipeline.training.speeds import find_speeds
     from pipeline.training.tokens import TokenFile
     from pipeline.training.usage import Utilization
@@ -74,7 +74,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     join(rank, plan.world_size)
     place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
-    tflops, memory = gemm_tflops(), PeakMemory().start()
+    memory = PeakMemory().start()
     with spread_from_the_start(plan.settings, place):
         model = load_model(plan)
     parameters, size = num_parameters(model), ModelSize.of(model)
@@ -102,7 +102,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     state = trainer.gather()
     if state is not None:
         outcome = summarise(loop, parameters, seconds)
-        tell(plan, outcome, figures(plan, place, tokens, schedule, measured=memory, tflops=tflops))
+        tell(plan, outcome, figures(plan, loop.shares, place, tokens, measured=memory, speeds=speeds))
         save(plan, state, loop.history, outcome)
     distributed.barrier()
     distributed.destroy_process_group()
