@@ -25,6 +25,7 @@ from pipeline.training.tokens import TokenFile, TokenWriter
 
 VOCABULARY = 96
 LONGEST = 24
+REJECTED = range(VOCABULARY // 2, VOCABULARY)
 BATCH = 8
 STEPS = 20
 DEADLINE_S = 240.0
@@ -49,7 +50,7 @@ def write_tokens(folder: Path, *, rows: int = BATCH * STEPS, pairs: bool = False
     """Rows of 6 to LONGEST tokens, whose next token depends on the last; the second half is the answer.
 
     Args:
-        pairs: each of them is a chosen answer, followed by a row with the same prompt and an answer at random.
+        pairs: each of them is a chosen answer, followed by a row with the same prompt and an answer of REJECTED tokens.
     """
     random = np.random.default_rng(1)
     lengths = random.integers(6, LONGEST + 1, size=rows)
@@ -61,7 +62,7 @@ def write_tokens(folder: Path, *, rows: int = BATCH * STEPS, pairs: bool = False
             ids.append(int(follows[ids[-1], random.integers(3)]))
         lines = [np.array(ids, dtype=np.int32)]
         if pairs:
-            other = random.integers(1, VOCABULARY, size=random.integers(1, LONGEST - length // 2 + 1), dtype=np.int32)
+            other = random.choice(REJECTED, size=random.integers(1, LONGEST - length // 2 + 1)).astype(np.int32)
             lines.append(np.concatenate([lines[0][: length // 2], other]))
         answers = [np.arange(len(line)) >= length // 2 for line in lines]
         writer.add(np.concatenate(lines), np.concatenate(answers), np.array([len(line) for line in lines]))

@@ -74,6 +74,31 @@ def test_training_goes_on_from_a_folder(two_nodes: TrainingJob, dataset: Artifac
     assert (job.folder() / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
+def test_one_node_tokenizes_and_a_later_training_reuses_its_tokens(
+    two_nodes: TrainingJob, dataset: ArtifactRef
+) -> None:
+    """Neither the other node nor a training with other settings in the same store does it again."""
+    later = TrainingJob(make_spec(dataset, nodes=1, learning_rate=5e-4, epochs=0.2), two_nodes.home, nodes=1)
+    later.run()
+    assert two_nodes.log.count("tokenized 96 rows") == 1
+    assert two_nodes.log.count("reused the tokens in ") == 2
+    assert len(list((two_nodes.home / "store" / "tokens").iterdir())) == 1
+
+
+def test_pairs_of_answers_train_on_two_nodes(tmp_path: Path) -> None:
+    """From preference rows as validate leaves them: the chosen answers become likelier than the rejected ones."""
+    pairs = [{**row, "rejected": "no idea at all"} for row in rows()]
+    spec = make_spec(
+        publish_dataset(tmp_path / "data" / "store", pairs),
+        method="dpo", dpo={"beta": 0.5}, prompt_loss_weight=0.0, epochs=2, learning_rate=3e-3,
+    )  # fmt: skip
+    job = TrainingJob(spec, tmp_path / "home", nodes=2)
+    assert job.run().result["steps"] == 24
+    losses = job.losses()
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < 0.2
+
+
 REFUSALS: dict[str, tuple[dict[str, Any], int, int, str]] = {
     "other nodes than the recipe says": (
         {"nodes": 2},

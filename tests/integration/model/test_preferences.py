@@ -87,15 +87,15 @@ MODES: dict[str, dict[str, Any]] = {
 def test_pairs_are_learnt_as_beside_a_frozen_copy(
     mode: str, alone: tuple[list[float], WithFrozenCopy], llama: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    """The losses of 20 steps agree to 1e-5, the first is that of a coin, and the saved model gives the same logits."""
+    """The losses of 20 steps agree to 1e-5 and begin at a coin's; the saved model gives the same logits."""
     losses, plain = alone
     settings = small(method="dpo", dpo=SMOOTHED, prompt_loss_weight=0, learning_rate=RATE, **MODES[mode])
     trained = train_on_ranks(settings, llama, pairs, tmp_path / "home")
     assert len(losses) == STEPS
     assert trained.losses == pytest.approx(losses, abs=AGREE)
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
-    assert losses[-1] < 0.6
-    assert sum(plain.accuracies[-5:]) / 5 > 0.75
+    assert sum(losses[-5:]) / 5 < 0.5
+    assert sum(plain.accuracies[-5:]) / 5 > 0.8
     ids = torch.randint(1, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = plain.model.eval()(input_ids=ids).logits
