@@ -10,7 +10,7 @@ from pipeline.contracts import release
 from pipeline.contracts.base import Content, ModelRef, canonical_json, step_key
 from pipeline.contracts.manifest import FileEntry, Manifest
 from pipeline.contracts.recipe import BaseModelSource
-from pipeline.contracts.specs import STEPS, GenerateSpec
+from pipeline.contracts.specs import STEPS, GenerateSpec, TokensSpec
 from tests.contracts.spec_samples import KEYS, SPECS, plan, ref, release_specs
 
 
@@ -72,6 +72,23 @@ def test_a_generated_data_set_is_found_again_by_its_settings() -> None:
     specs = [GenerateSpec.model_validate({"settings": {"kind": "support-intents", "seed": seed}}) for seed in (7, 7, 8)]
 
     assert len({step_key("generate", 1, spec) for spec in specs}) == 2
+
+
+def test_tokens_are_found_again_wherever_the_rows_lie() -> None:
+    """And other rows, another tokenizer, length or kind of row are other tokens."""
+    rows = {"uri": "file:///store/a", "digest": "1" * 64, "size_bytes": 9}
+    given = {"rows": rows, "tokenizer": "2" * 64, "max_seq_len": 32, "pairs": False}
+    moved = {**given, "rows": {**rows, "uri": "s3://bucket/b"}}
+    others = [
+        {**given, "rows": {**rows, "digest": "3" * 64}},
+        {**given, "tokenizer": "3" * 64},
+        {**given, "max_seq_len": 64},
+        {**given, "pairs": True},
+    ]
+    keys = [step_key("tokens", 1, TokensSpec.model_validate(spec)) for spec in (given, moved, *others)]
+
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 5
 
 
 def test_canonical_json_has_one_form() -> None:
