@@ -16,6 +16,9 @@ from pipeline.registry.runs import MlflowRun, open_run
 
 INTERVAL_S = 2.0
 SYSTEM_INTERVAL_S = 10.0
+ERROR_TAG = "slipway.error"
+"""Why the training failed; of at most TAG_LENGTH characters, which any MLflow keeps."""
+TAG_LENGTH = 2000
 LAST_CHANCE_S = 120.0
 """How long the step waits at its end for an MLflow that does not answer."""
 
@@ -46,7 +49,7 @@ class Tracker:
         self._samples = 0
         self._sampled_at = 0.0
         self._trouble = ""
-        self._failed = False
+        self._error = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._track, name="mlflow", daemon=True)
 
@@ -60,9 +63,10 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         if not self._thread.is_alive() and not self._trouble:
             return
-        self._failed = error is not None
+        if error is not None:
+            self._error = str(error) or type(error).__name__
         self._ended.set()
-        self._thread.join(timeout=5.0 if self._failed else LAST_CHANCE_S)
+        self._thread.join(timeout=5.0 if self._error else LAST_CHANCE_S)
         if self._thread.is_alive() and not self._trouble:
             self._trouble = f"MLflow did not take the last figures within {LAST_CHANCE_S:.0f} s"
         if self._trouble:
@@ -98,7 +102,8 @@ class Tracker:
         while not self._ended.wait(INTERVAL_S):
             self._send(run)
         self._send(run)
-        if self._failed:
+        if self._error:
+            run.set_tags({ERROR_TAG: self._error[:TAG_LENGTH]})
             raise _TrainingFailed
         for path in self._plot_paths:
             if path.is_file():
