@@ -34,6 +34,9 @@ LAST_CALL_S = 5
 """How long those who suffice wait for a node that is on its way: a restart later would cost more."""
 JOIN_S = 600
 """How long a node waits for the others: they may still be fetching images or data."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
+"""glibc hands freed memory back to the kernel, which then zeroes it again for the next step: hundreds of page faults a
+step, and a twentieth of its processor time."""
 
 
 def is_loopback(host: str) -> bool:
@@ -135,6 +138,7 @@ def worker_environment(plan: TrainingPlan, rendezvous: str | None = None) -> dic
     changes = {
         **network,
         "OMP_NUM_THREADS": str(plan.threads),
+        **KEEP_FREED_MEMORY,
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning",

@@ -60,6 +60,8 @@ def prepare(folder: Path) -> None:
 
 
 def start_ranks(folder: Path, ranks: int, options: argparse.Namespace) -> None:
+    from pipeline.training.launch import KEEP_FREED_MEMORY
+
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -71,6 +73,7 @@ def start_ranks(folder: Path, ranks: int, options: argparse.Namespace) -> None:
             "MASTER_PORT": str(port),
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": str(threads(ranks)),
+            **KEEP_FREED_MEMORY,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(ranks),

@@ -35,6 +35,11 @@ def strict(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
+def told(trained: Trained) -> list[dict[str, float]]:
+    """The events of the steps; the one at the end compares the training with its plan."""
+    return [event for event in trained.events if "loss" in event]
+
+
 def fault(trained: Trained) -> str:
     """What ended the training; all ranks say the same."""
     (message,) = {line for line in trained.log.splitlines() if line.startswith("pipeline.errors.DataError: ")}
@@ -50,15 +55,26 @@ def trained(llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_the_events_tell_how_the_training_goes(trained: Trained) -> None:
     """Every ten steps: loss, rate, gradient norm, tokens and seconds, memory of the first and of the largest rank,
     and the share of what the cores reached in products of matrices."""
-    events = [event for event in trained.events if "loss" in event]
-    assert [event["step"] for event in events] == [10, 20]
-    for event, record in zip(events, trained.history[9::10], strict=True):
+    assert [event["step"] for event in told(trained)] == [10, 20]
+    for event, record in zip(told(trained), trained.history[9::10], strict=True):
         assert {name: event[name] for name in record} == record
         assert event["grad_norm"] > 0
         assert event["tokens_per_s"] > 0
         assert event["step_s"] > 0
         assert 50 < event["memory_mb"] <= event["memory_mb_largest"] < 20_000
         assert 0 < event["share_of_measured_gemm"] < 2
+
+
+def test_the_events_tell_where_the_time_of_a_step_goes(trained: Trained) -> None:
+    """By phase, in seconds a step; together most of the step and no more than it. A picture of it is for MLflow."""
+    for event in told(trained):
+        phases = {name: event[name] for name in event if name.startswith("time/")}
+        assert list(phases) == [
+            f"time/{phase}_s" for phase in ("data", "forward", "backward", "communication", "optimizer")
+        ]
+        assert min(phases.values()) > 0
+        assert 0.3 * event["step_s"] < sum(phases.values()) <= event["step_s"] * 1.001
+    assert (trained.folder / "step_time.png").stat().st_size > 1000
 
 
 def test_gradients_without_zero_have_a_norm_too(trained: Trained, llama: Path, tokens: Path, tmp_path: Path) -> None:
