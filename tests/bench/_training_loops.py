@@ -7,6 +7,7 @@ import contextlib
 import io
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,17 +54,7 @@ class Work:
 
     def rows(self) -> Any:
         """As Hugging Face's trainers take them; labels on the answers alone."""
-        import numpy as np
-        from datasets import Dataset
-
-        tokens = self.tokens()
-        rows = [tokens.row(index) for index in range(len(tokens.lengths))]
-        return Dataset.from_dict(
-            {
-                "input_ids": [ids.tolist() for ids, _ in rows],
-                "labels": [np.where(is_answer, ids, IGNORED).tolist() for ids, is_answer in rows],
-            }
-        )
+        return _dataset(self.folder / "tokens")
 
     def settings(self, *, packed: bool) -> Any:
         from pipeline.contracts.finetune import Finetune
@@ -111,6 +102,23 @@ class Work:
     def since(self, started: tuple[float, float], tokens: float) -> Round:
         ended = self.now()
         return Round(ended[0] - started[0], ended[1] - started[1], tokens)
+
+
+@cache
+def _dataset(tokens_path: Path) -> Any:
+    import numpy as np
+    from datasets import Dataset
+
+    from pipeline.training.tokens import TokenFile
+
+    tokens = TokenFile(tokens_path)
+    rows = [tokens.row(index) for index in range(len(tokens.lengths))]
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids.tolist() for ids, _ in rows],
+            "labels": [np.where(is_answer, ids, IGNORED).tolist() for ids, is_answer in rows],
+        }
+    )
 
 
 class Ours:

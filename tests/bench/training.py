@@ -122,6 +122,8 @@ def measure(options: argparse.Namespace) -> None:
         for name in names:
             torch.manual_seed(number)
             taken = loops[name]().run(options.steps if number else 1)
+            if rank == 0:
+                print(f"  {name}: {taken.tokens * ranks / taken.seconds:.0f} tokens/s", file=sys.stderr, flush=True)
             total = torch.tensor([taken.tokens, taken.cpu_s])
             distributed.all_reduce(total)
             if number:
