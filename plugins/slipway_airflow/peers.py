@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from airflow.sdk.bases.xcom import BaseXCom
-
 from pipeline.contracts.study import TrialRecord
 
 RECORD = "record"
@@ -52,6 +50,6 @@ class Peers:
         return [n for n in running if n not in records or len(records[n].rungs) < rungs], records
 
     def _pull(self, number: int) -> Any:
-        return BaseXCom.get_one(
-            key=RECORD, dag_id=self.dag_id, task_id=self.task_id, run_id=self.run_id, map_index=number
-        )
+        from airflow.sdk.execution_time.xcom import XCom
+
+        return XCom.get_one(key=RECORD, dag_id=self.dag_id, task_id=self.task_id, run_id=self.run_id, map_index=number)
