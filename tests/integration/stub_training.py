@@ -3,15 +3,13 @@
     python stub_training.py -m pipeline STEP --spec SPEC --out URI
 
 The score depends on the learning rate and the epochs alone: the nearer the rate is to 0.01, the better. A training with
-a rate of 0.5 or more diverges. While SLIPWAY_HOME/stub/finetune.hold exists, trainings wait. Each run of a step is
-noted in SLIPWAY_HOME/stub/runs.
+a rate of 0.5 or more diverges. Each run of a step is noted in SLIPWAY_HOME/stub/runs.
 """
 
 import json
 import math
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +42,6 @@ def main(step: str, spec_path: Path, out_uri: str) -> int:
     with (folder / "runs").open("a") as runs:
         runs.write(f"{step}\n")
     spec = STEPS[step].spec.model_validate_json(spec_path.read_bytes())
-    while step == "finetune" and (folder / "finetune.hold").exists():
-        time.sleep(0.05)
     if isinstance(spec, FinetuneSpec) and spec.settings.learning_rate >= DIVERGES_AT:
         print("error 65 DataError: the loss became nan", flush=True)
         return 65
