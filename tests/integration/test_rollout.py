@@ -1,5 +1,6 @@
 """Rollouts from the alias to the traffic: a real gateway and supervisord, stand-in replicas, clients all the while."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,8 @@ BAD_VERSIONS = [
     ("12", {"error_rate": 0.5, "status": 400}, {}, "shift", "canary requests failed"),
     ("13", {"delay_s": 0.5}, {}, "shift", "max_latency_ratio"),
     ("14", {"claims": "7"}, {}, "start_canary", "answers as version 7"),
-    ("15", {"crash": True}, {}, "start_canary", "does not stay up"),
+    # Supervisord gives up where it dies at once; where the machine is so busy that it lived for a second, the rollout.
+    ("15", {"crash": True}, {}, "start_canary", "does not stay up|crashed 3 times before its first answer"),
     ("16", NEVER_READY, {"ready_timeout_s": 3.0}, "start_canary", "was not ready after 3 s"),
     ("17", {"unhealthy": True}, {}, "start_canary", "does not find every replica"),
 ]
@@ -104,12 +106,12 @@ def test_a_bad_version_is_rolled_back_while_the_old_one_serves(
         results = {result.phase: result for result in steady.roll_out(version)}
         until_asked(load, 20)
     assert results[phase].outcome == "unhealthy"
-    assert reason in results[phase].reason
+    assert re.search(reason, results[phase].reason)
     assert [failure for failure in load.failures if not failure.startswith("400")] == []
     assert served_versions(steady) == {"1"}
     assert (steady.registry.alias(MODEL, "champion"), steady.registry.alias(MODEL, "serving")) == ("1", "1")
     assert steady.registry.tags()[f"tiny/{version}/slipway.rollout"] == "failed"
-    assert reason in steady.registry.tags()[f"tiny/{version}/slipway.rollout_reason"]
+    assert steady.registry.tags()[f"tiny/{version}/slipway.rollout_reason"] == results[phase].reason
     assert running_replicas(steady) == before
 
 
