@@ -111,7 +111,7 @@ def test_a_bad_version_is_rolled_back_while_the_old_one_serves(
     assert served_versions(steady) == {"1"}
     assert (steady.registry.alias(MODEL, "champion"), steady.registry.alias(MODEL, "serving")) == ("1", "1")
     assert steady.registry.tags()[f"tiny/{version}/slipway.rollout"] == "failed"
-    assert steady.registry.tags()[f"tiny/{version}/slipway.rollout_reason"] == results[phase].reason
+    assert re.search(reason, steady.registry.tags()[f"tiny/{version}/slipway.rollout_reason"])
     assert running_replicas(steady) == before
 
 
