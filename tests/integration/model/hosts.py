@@ -1,6 +1,7 @@
 """Two hosts on one machine: network namespaces with an address, a cable and a disk each, and a switch between them.
 
-The switch's own address is a third host, where the nodes meet. `HostsJob` starts what dies again, as a backend would.
+The switch is in a namespace of its own, where the machine's firewall does not reach (a Docker engine forbids bridges to
+forward), and its address is a third host, where the nodes meet. `HostsJob` starts what dies again, as a backend would.
 """
 
 import contextlib
@@ -42,31 +43,31 @@ class Network:
 
     def cut(self, rank: int) -> None:
         """Takes the cable out of the switch."""
-        ip("link", "set", f"{self.host(rank)}c", "down")
+        ip("-n", self.switch, "link", "set", f"{self.host(rank)}c", "down")
 
     def mend(self, rank: int) -> None:
-        ip("link", "set", f"{self.host(rank)}c", "up")
+        ip("-n", self.switch, "link", "set", f"{self.host(rank)}c", "up")
 
     def __enter__(self) -> "Network":
-        ip("link", "add", self.switch, "type", "bridge")
-        ip("addr", "add", f"{self.address(1)}/24", "dev", self.switch)
-        ip("link", "set", self.switch, "up")
+        ip("netns", "add", self.switch)
+        ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
+        ip("-n", self.switch, "addr", "add", f"{self.address(1)}/24", "dev", "switch")
+        ip("-n", self.switch, "link", "set", "lo", "up")
+        ip("-n", self.switch, "link", "set", "switch", "up")
         for rank in (0, 1):
             host = self.host(rank)
             ip("netns", "add", host)
-            ip("link", "add", f"{host}c", "type", "veth", "peer", "name", "eth0", "netns", host)
-            ip("link", "set", f"{host}c", "master", self.switch, "up")
+            ip("-n", self.switch, "link", "add", f"{host}c", "type", "veth", "peer", "name", "eth0", "netns", host)
+            ip("-n", self.switch, "link", "set", f"{host}c", "master", "switch", "up")
             ip("-n", host, "addr", "add", f"{self.address(2 + rank)}/24", "dev", "eth0")
             ip("-n", host, "link", "set", "eth0", "up")
             ip("-n", host, "link", "set", "lo", "up")
         return self
 
     def __exit__(self, *_: object) -> None:
-        for rank in (0, 1):
+        for name in (self.host(0), self.host(1), self.switch):
             with contextlib.suppress(subprocess.CalledProcessError):
-                ip("netns", "del", self.host(rank))
-        with contextlib.suppress(subprocess.CalledProcessError):
-            ip("link", "del", self.switch)
+                ip("netns", "del", name)
 
 
 @dataclass
@@ -86,7 +87,8 @@ class HostsJob(TrainingJob):
         self.processes = [self.start_node(rank) for rank in range(self.nodes)]
 
     def open_meeting_place(self) -> None:
-        command = [sys.executable, "-m", "pipeline.training.rendezvous", self.network.address(1), str(PORT)]
+        program = [sys.executable, "-m", "pipeline.training.rendezvous", self.network.address(1), str(PORT)]
+        command = ["ip", "netns", "exec", self.network.switch, *program]
         with (self.home / "meeting-place.log").open("ab") as log:
             self.meeting_place = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
