@@ -19,6 +19,7 @@ from training_jobs import DEADLINE_S, ROOT, TrainingJob, processes_with
 
 NUMBERS = itertools.count(os.getpid() % 20000)
 PORT = 29400
+RESUMED = "resumed from the checkpoint of step "
 
 
 def ip(*arguments: str) -> None:
@@ -125,9 +126,6 @@ class HostsJob(TrainingJob):
             self.log_times += [(time.monotonic(), line) for line in whole.decode(errors="replace").splitlines()]
         return self.log_times
 
-    def last_step(self) -> int:
-        return max((int(step) for _, line in self.follow() for step in re.findall(r"progress (\d+)/", line)), default=0)
-
     def watch(self, until: Callable[[], bool], what: str) -> None:
         """Until `until`, following the logs."""
         deadline = time.monotonic() + DEADLINE_S
@@ -178,24 +176,30 @@ def measure(
     job: HostsJob, what: str, fault: Callable[[], None], *, back: Callable[[], None] = lambda: None
 ) -> Recovery:
     """Commits `fault`, follows the job until new ranks have told of a step, and calls `back` on the way."""
-    before, ranks, seen = job.last_step(), set(job.workers()), len(job.log_times)
+    ranks, seen = set(job.workers()), len(job.follow())
     began = time.monotonic()
     fault()
-    last = max(before, job.last_step())
     job.watch(lambda: not ranks & set(job.workers()), "the end of the ranks that were there")
     noticed = time.monotonic()
     back()
 
+    def resumed_at() -> int:
+        """The line in which new ranks say where they begin; 0 while there is none."""
+        lines = enumerate(job.follow())
+        return max((number for number, (_, line) in lines if number >= seen and RESUMED in line), default=0)
+
     def new_lines() -> list[tuple[float, str]]:
-        lines = job.follow()[seen:]
-        resumed = [number for number, (_, line) in enumerate(lines) if "resumed from the checkpoint" in line]
-        return lines[resumed[-1] :] if resumed else []
+        return job.log_times[number:] if (number := resumed_at()) else []
 
     job.watch(lambda: any("progress" in line for _, line in new_lines()), "a step of new ranks")
     lines = new_lines()
-    resumed = int(re.findall(r"step (\d+)", lines[0][1])[0])
+    last = steps_told(job.log_times[: resumed_at()])[-1]
     at = next(moment for moment, line in lines if "progress" in line)
-    return Recovery(what, noticed - began, at - began, last - resumed)
+    return Recovery(what, noticed - began, at - began, last - int(lines[0][1].rpartition(" ")[2]))
+
+
+def steps_told(lines: list[tuple[float, str]]) -> list[int]:
+    return [int(step) for _, line in lines for step in re.findall(r"progress (\d+)/.*loss=", line)]
 
 
 @contextlib.contextmanager
