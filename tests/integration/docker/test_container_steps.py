@@ -115,7 +115,7 @@ def elsewhere(configured: Settings, tmp_path: Path) -> Settings:
 
 def last_step(chain: Chain, job_id: str) -> int:
     """That the training has told of: it tells of every tenth, and of every checkpoint."""
-    return max(map(int, re.findall(r"progress (\d+)/", whole_log(chain.backend, job_id))), default=0)
+    return max(map(int, re.findall(r"progress (\d+)/.*loss=", whole_log(chain.backend, job_id))), default=0)
 
 
 def last_checkpoint(chain: Chain, spec: FinetuneSpec) -> int:
