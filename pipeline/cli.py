@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline import artifacts, settings
-from pipeline.contracts.base import Result, Spec, step_key
+from pipeline.contracts.base import Result, Spec, progress_key, step_key
 from pipeline.contracts.manifest import Manifest
 from pipeline.contracts.specs import STEPS
 from pipeline.errors import (
@@ -62,7 +62,8 @@ def run_step(step: str, spec_path: Path, out_uri: str) -> None:
     key = step_key(step, STEPS[step].version, spec)
     if not out_uri.endswith(f"/{step}/{key}"):
         raise SpecError(f"--out is {out_uri}, but this spec's artifact belongs at STORE/{step}/{key}")
-    job = Job(step=step, key=key, out_uri=out_uri, settings=settings.load())
+    progress = progress_key(step, STEPS[step].version, spec)
+    job = Job(step=step, key=key, out_uri=out_uri, settings=settings.load(), progress_key=progress)
     if _was_finished(job):
         return
     with job.exclusive():

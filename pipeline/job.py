@@ -31,6 +31,8 @@ class Job:
     key: str
     out_uri: str
     settings: Settings
+    progress_key: str | None = None
+    """Of what later attempts can go on from; None: `key`."""
     figures: dict[str, Any] = field(default_factory=dict)
     """Measured on the way and kept in the manifest, outside its digest. Plain JSON values."""
     seeds: dict[str, int] = field(default_factory=dict)
@@ -54,7 +56,11 @@ class Job:
     @property
     def checkpoints_uri(self) -> str:
         """A folder of the store for what a later attempt can go on from, on whatever machine."""
-        return f"{self.store_uri}/checkpoints/{self.key}"
+        return f"{self.store_uri}/{self._checkpoints_name}"
+
+    @property
+    def _checkpoints_name(self) -> str:
+        return f"checkpoints/{self.progress_key or self.key}"
 
     @property
     def is_first_node(self) -> bool:
@@ -102,7 +108,7 @@ class Job:
 
     def clear_checkpoints(self) -> None:
         """Removes what later attempts would have gone on from."""
-        name = f"checkpoints/{self.key}"
+        name = self._checkpoints_name
         try:
             store = artifacts.open_store(self.store_uri)
             for file in store.names(name):

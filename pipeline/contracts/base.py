@@ -27,6 +27,9 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     outside_key: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where and with what a step runs, not what it makes: no key depends on them."""
+    outside_progress_key: ClassVar[frozenset[str]] = frozenset()
+    """Further fields that may change between two attempts, of which the second goes on where the first was: they say
+    how the work is divided, which changes no more of the result than how sums are rounded."""
 
 
 class Content(Contract):
@@ -70,17 +73,22 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _identity(value: Any) -> Any:
-    """`value` as plain JSON with every `Content` reduced to its digest."""
+def _identity(value: Any, *, progress: bool = False) -> Any:
+    """`value` as plain JSON with every `Content` reduced to its digest.
+
+    Args:
+        progress: leave out what may change between two attempts, too.
+    """
     if isinstance(value, Content):
         return value.digest
     if isinstance(value, Contract):
-        names = [name for name in type(value).model_fields if name not in value.outside_key]
-        return {name: _identity(getattr(value, name)) for name in names}
+        outside = value.outside_key | value.outside_progress_key if progress else value.outside_key
+        names = [name for name in type(value).model_fields if name not in outside]
+        return {name: _identity(getattr(value, name), progress=progress) for name in names}
     if isinstance(value, dict):
-        return {str(name): _identity(item) for name, item in value.items()}
+        return {str(name): _identity(item, progress=progress) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_identity(item) for item in value]
+        return [_identity(item, progress=progress) for item in value]
     return value
 
 
@@ -95,3 +103,8 @@ class Result(Contract):
 def step_key(step: str, version: int, spec: Spec) -> str:
     """The sha256 under which a step's artifact is published and found again."""
     return sha256_hex(canonical_json({"step": step, "version": version, "spec": _identity(spec)}))
+
+
+def progress_key(step: str, version: int, spec: Spec) -> str:
+    """The sha256 under which a step keeps what a later attempt goes on from, though the work be divided otherwise."""
+    return sha256_hex(canonical_json({"step": step, "version": version, "spec": _identity(spec, progress=True)}))

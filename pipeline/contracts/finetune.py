@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ class Parallelism(Contract):
     """How the model is spread over the ranks. What is left of them after `tensor` × `pipeline` × `sequence` is data
     parallelism."""
 
+    outside_progress_key: ClassVar[frozenset[str]] = frozenset({"zero", "sequence"})
     auto: bool = False
     """The planner chooses; a recipe says `parallelism: auto`. `slipway plan RECIPE` shows the choice."""
     zero: Literal[0, 1, 2, 3] = 1
@@ -101,6 +102,12 @@ class Communication(Contract):
 class Finetune(Contract):
     """How to train."""
 
+    outside_key: ClassVar[frozenset[str]] = frozenset(
+        {"min_nodes", "checkpoint_every_steps", "keep_checkpoints", "join_timeout_s", "stall_timeout_s"}
+    )
+    outside_progress_key: ClassVar[frozenset[str]] = frozenset(
+        {"nodes", "procs_per_node", "gradient_accumulation", "activation_checkpointing", "communication", "balance"}
+    )
     method: Method = "full"
     lora: Lora | None = None
     distill: Distill | None = None
@@ -134,6 +141,8 @@ class Finetune(Contract):
     helps a model that starts from nothing to learn the language."""
     checkpoint_every_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
+    join_timeout_s: Annotated[int, Field(ge=5, le=86400)] = 600
+    """A node waits so long for the others, which may still be fetching images or data."""
     stall_timeout_s: Annotated[float, Field(ge=5)] = 300.0
     """A training that takes no step for so long is started again from its last checkpoint."""
     seed: int = 0

@@ -153,6 +153,7 @@ def train(plan: TrainingPlan, job: Job, scratch: Path) -> None:
         plan.settings,
         job_id=job.settings.job_id or job.key[:16],
     )
+    launch.await_meeting_place(job.settings, plan.settings)
     elastic = plan.settings.min_nodes is not None
     rendezvous = job.settings.rendezvous if elastic else None
     if not job.is_first_node and not elastic:

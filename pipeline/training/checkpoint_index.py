@@ -1,6 +1,6 @@
 """Checkpoints as they lie in the artifact store.
 
-{store}/checkpoints/{key}/step-00000200/
+{store}/checkpoints/{progress key}/step-00000200/
   rank-0003-0123456789abcdef.safetensors   what that rank owned: {kind}/{parameter}, flat, in fp32
   index-0123456789abcdef.json              which parts there are, with their digests, and the loop's state
   complete                                 the index's digest; created last, and never overwritten

@@ -4,20 +4,22 @@ A rank reads the parts that hold something of what it holds itself, and no other
 used; the files hold numbers and nothing else (safetensors).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.digests import file_digest
-from pipeline.errors import IntegrityError, SpecError
+from pipeline.errors import IntegrityError, SlipwayError, SpecError
 from pipeline.training import fragments
 from pipeline.training.checkpoint_index import Index, Part, Piece, advice, step_name
 from pipeline.training.fragments import Fragment
 from pipeline.training.place import Place
+
+T = TypeVar("T")
 
 
 def read_into(engine: Any, place: Place, index: Index, *, store: Store, folder: str, scratch: Path) -> None:
@@ -30,28 +32,55 @@ def read_into(engine: Any, place: Place, index: Index, *, store: Store, folder: 
     Raises:
         SpecError: it is of another model, or its layers are cut up otherwise.
         IntegrityError: a part is missing or damaged, or the parts together lack something.
+
+    What one rank finds is raised on all of them.
     """
     name = step_name(folder, index.step)
     parts = [part for part in index.parts if (part.stage, part.slice) == (place.stage, place.slice)]
-    check_cut(index, place, store.uri_of(name))
-    check_shapes(fragments.shapes_of(engine), parts, store.uri_of(name))
+
+    def check() -> None:
+        check_cut(index, place, store.uri_of(name))
+        check_shapes(fragments.shapes_of(engine), parts, store.uri_of(name))
+
+    def read() -> list[dict[str, Tensor]]:
+        reader = Reader(held)
+        for part in parts:
+            if reader.wants(part):
+                downloaded = scratch / f"read-{place.rank:04d}.safetensors"
+                reader.read(fetch_part(part, store, folder, index.step, downloaded), part)
+                downloaded.unlink(missing_ok=True)
+        if missing := reader.missing():
+            raise IntegrityError(f"{store.uri_of(name)} lacks {missing}; {advice(store, folder, index.step)}")
+        return reader.values
+
+    together(check)
     fragments.begin_writing(engine)
     fragments.begin_state(engine, index.adam_step)
     held = fragments.held_fragments(engine)
-    reader = Reader(held)
-    for part in parts:
-        if reader.wants(part):
-            downloaded = scratch / f"read-{place.rank:04d}.safetensors"
-            reader.read(fetch_part(part, store, folder, index.step, downloaded), part)
-            downloaded.unlink(missing_ok=True)
-    missing = reader.missing()
-    if missing:
-        raise IntegrityError(f"{store.uri_of(name)} lacks {missing}; {advice(store, folder, index.step)}")
-    for fragment, values in zip(held, reader.values, strict=True):
+    for fragment, values in zip(held, together(read), strict=True):
         fragment.write(values)
     fragments.end_writing(engine)
     fragments.set_loss_scale(engine, index.loss_scale)
     distributed.barrier()
+
+
+def together(do: Callable[[], T]) -> T:
+    """What `do` gives on this rank, once it is done on all of them.
+
+    Raises:
+        SlipwayError: that of the first rank that raised one; on all ranks, so that none waits for it.
+    """
+    done: list[T] = []
+    error: SlipwayError | None = None
+    try:
+        done.append(do())
+    except SlipwayError as found:
+        error = found
+    errors: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(errors, error)
+    for first in filter(None, errors):
+        raise first
+    return done[0]
 
 
 def check_cut(index: Index, place: Place, uri: str) -> None:

@@ -20,7 +20,7 @@ from pipeline.artifacts.transfer import split
 from pipeline.errors import SlipwayError, TransientError, is_transient
 from pipeline.training import checkpoint_index, fragments
 from pipeline.training.checkpoint_index import Index, Part, Piece
-from pipeline.training.checkpoint_reader import read_into
+from pipeline.training.checkpoint_reader import read_into, together
 from pipeline.training.place import Place
 
 _PENDING, _DONE, _FAILED = range(3)
@@ -47,7 +47,7 @@ class Checkpoints:
     """Of one training, seen by one rank. Every rank calls the same methods in the same order."""
 
     uri: str
-    """{store}/checkpoints/{key}"""
+    """{store}/checkpoints/{progress key}"""
     scratch: Path
     """On this node's disk, for a part on its way to the store."""
     place: Place
@@ -73,16 +73,18 @@ class Checkpoints:
             SpecError: it is of another model, or its layers are cut up otherwise.
             IntegrityError: its bytes are not what its index says.
         """
-        found: list[Any] = [None]
-        if self.place.rank == 0:
-            steps = checkpoint_index.steps(self._store, self._folder)
-            found = [checkpoint_index.read_index(self._store, self._folder, steps[-1]) if steps else None]
+        found: list[Any] = [together(self._find_newest)]
         distributed.broadcast_object_list(found, src=0)
         index: Index | None = found[0]
         if index is None:
             return 0, []
         read_into(engine, self.place, index, store=self._store, folder=self._folder, scratch=self.scratch)
         return index.step, index.history
+
+    def _find_newest(self) -> Index | None:
+        """On the first rank."""
+        steps = checkpoint_index.steps(self._store, self._folder) if self.place.rank == 0 else []
+        return checkpoint_index.read_index(self._store, self._folder, steps[-1]) if steps else None
 
     def save(self, engine: Any, step: int, history: History) -> None:
         """Begins the checkpoint of `step`; the state may change as soon as this returns."""

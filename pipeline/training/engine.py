@@ -14,8 +14,9 @@ from pipeline.errors import SpecError
 from pipeline.imports import hide
 from pipeline.settings import meeting_of_ranks, set_for_libraries
 from pipeline.training.place import Place
+from pipeline.training.watchdog import Watchdog
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT_S = 600.0
 BYTES_OF_A_GRADIENT = 4
 MAX_LIVE_PARAMETERS = 1_000_000_000
 """Gathered at a time with ZeRO-3."""
@@ -23,11 +24,15 @@ INITIAL_SCALE_POWER = 16
 """fp16 losses are multiplied by two to this power at first, less after an overflow (Micikevicius et al. 2018)."""
 
 
-def join(rank: int, world_size: int) -> None:
+def join(rank: int, world_size: int, *, stall_timeout_s: float = 300.0) -> None:
     """Meets the other ranks at the address that torchrun put into the environment.
 
     The store in which they exchange addresses is ours, a new one each time: in the agents' own store a rank would find
     those of ranks that are dead.
+
+    Args:
+        stall_timeout_s: how long this may take before a watchdog ends the process: a rank may reach the agents' store,
+            and not the other ranks.
     """
     if not torch.cuda.is_available():
         set_for_libraries({"DS_ACCELERATOR": "cpu"})
@@ -39,10 +44,11 @@ def join(rank: int, world_size: int) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     host, port, is_host = meeting_of_ranks()
-    store = torch.distributed.TCPStore(host, port, world_size, is_master=is_host, timeout=COLLECTIVE_TIMEOUT)
-    torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
-    )
+    # Longer than a watchdog waits, which says more.
+    timeout = timedelta(seconds=max(COLLECTIVE_TIMEOUT_S, 2 * stall_timeout_s))
+    with Watchdog(stall_timeout_s, rank, "meeting the other ranks"):
+        store = torch.distributed.TCPStore(host, port, world_size, is_master=is_host, timeout=timeout)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, dist_init_required=False)
 
 

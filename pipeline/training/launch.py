@@ -32,8 +32,6 @@ STOP_S = 20.0
 """How long torchrun may take to end its ranks after SIGTERM."""
 LAST_CALL_S = 5
 """How long those who suffice wait for a node that is on its way: a restart later would cost more."""
-JOIN_S = 600
-"""How long a node waits for the others: they may still be fetching images or data."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 """glibc hands freed memory back to the kernel, which then zeroes it again for the next step: hundreds of page faults a
 step, and a twentieth of its processor time."""
@@ -69,7 +67,7 @@ def torchrun_command(settings: Settings, plan_path: Path, training: Finetune, *,
     elastic = training.min_nodes is not None and settings.rendezvous is not None
     config = {
         "is_host": 1 if settings.node_rank == 0 and not elastic else 0,
-        "join_timeout": JOIN_S,
+        "join_timeout": training.join_timeout_s,
         "last_call_timeout": LAST_CALL_S if elastic else 1,
         "keep_alive_interval": 1,
         # A busy machine may keep an agent waiting for seconds; one that is gone is noticed by its backend, unless the
@@ -84,12 +82,16 @@ def torchrun_command(settings: Settings, plan_path: Path, training: Finetune, *,
         f"--rdzv-endpoint={rendezvous}",
         f"--rdzv-id={job_id}",
         "--rdzv-conf=" + ",".join(f"{name}={value}" for name, value in config.items()),
-        f"--max-restarts={MAX_RESTARTS_AMONG_FEWER if elastic else MAX_RESTARTS}",
+        f"--max-restarts={max_restarts(training)}",
         f"--log-dir={plan_path.parent / 'torchrun'}",
     ]
     if elastic or is_loopback(_host(rendezvous)):
         command.append(f"--local-addr={address_towards(_host(rendezvous))}")
     return [*command, "-m", "pipeline.training.worker", f"--plan={plan_path}", "--local-rank=${local_rank}"]
+
+
+def max_restarts(training: Finetune) -> int:
+    return MAX_RESTARTS if training.min_nodes is None else MAX_RESTARTS_AMONG_FEWER
 
 
 def _host(rendezvous: str) -> str:
@@ -109,6 +111,31 @@ def address_towards(host: str) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise TransientError(f"SLIPWAY_RENDEZVOUS names the host {host}, which cannot be reached: {error}") from error
+
+
+def await_meeting_place(settings: Settings, training: Finetune) -> None:
+    """Until the place where the nodes meet listens: the node that hosts it may begin later than this one.
+
+    Raises:
+        TransientError: it does not within `join_timeout_s`.
+    """
+    hosted_here = settings.node_rank == 0 and training.min_nodes is None
+    if settings.rendezvous is None or hosted_here:
+        return
+    host, _, port = settings.rendezvous.rpartition(":")
+    deadline = time.monotonic() + training.join_timeout_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=POLL_S * 10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"nobody answered at {settings.rendezvous} (SLIPWAY_RENDEZVOUS), where the nodes meet, within"
+                    f" {training.join_timeout_s} s (finetune.join_timeout_s): {error}; the node or program that is to"
+                    " listen there is not running, or a firewall is in the way"
+                ) from error
+            time.sleep(POLL_S)
 
 
 def interface_of(address: str) -> str:
@@ -146,10 +173,16 @@ def worker_environment(plan: TrainingPlan, rendezvous: str | None = None) -> dic
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCHELASTIC_ERROR_FILE": str(agent_error_path(plan)),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # see engine.join
         "MPLCONFIGDIR": str(plan.fault_path.parent / "matplotlib"),
     }
     return child_environment(changes)
+
+
+def agent_error_path(plan: TrainingPlan) -> Path:
+    """Where torchrun says what it died of itself; it gives its ranks files of their own."""
+    return plan.fault_path.with_name("agent.json")
 
 
 def run(command: list[str], plan: TrainingPlan, log_folder: Path, *, rendezvous: str | None = None) -> None:
@@ -157,10 +190,11 @@ def run(command: list[str], plan: TrainingPlan, log_folder: Path, *, rendezvous:
 
     Raises:
         SlipwayError: the fault that a rank left.
-        TransientError: a rank was killed too often, or another node was lost.
+        TransientError: too few nodes came, a rank was killed too often, or another node was lost.
         RuntimeError: a rank failed in a way that nobody foresaw.
         SystemExit: SIGTERM came; all ranks have ended.
     """
+    agent_error_path(plan).unlink(missing_ok=True)
     process = subprocess.Popen(
         command, cwd=ROOT, env=worker_environment(plan, rendezvous), start_new_session=True, preexec_fn=_die_with_parent
     )
@@ -173,7 +207,7 @@ def run(command: list[str], plan: TrainingPlan, log_folder: Path, *, rendezvous:
     if fault:
         raise fault
     if process.returncode != 0:
-        raise _failure(log_folder, process.returncode)
+        raise _no_meeting(plan) or _failure(plan, log_folder, process.returncode)
 
 
 def _die_with_parent() -> None:
@@ -209,19 +243,41 @@ def _stopped_by_sigterm(process: "subprocess.Popen[bytes]") -> Iterator[None]:
             stop(process)
 
 
-def _failure(log_folder: Path, returncode: int) -> Exception:
+def _no_meeting(plan: TrainingPlan) -> TransientError | None:
+    """Whether the nodes never met, or could not meet again."""
+    path, settings = agent_error_path(plan), plan.settings
+    message = _read_error(path)[1] if path.exists() else ""
+    if message.startswith("RendezvousTimeoutError"):
+        return TransientError(
+            f"fewer than {settings.min_nodes or settings.nodes} nodes came together within {settings.join_timeout_s} s"
+            " (finetune.join_timeout_s); the logs of those that did not come say why, or show no beginning; the next"
+            " attempt goes on from the last checkpoint, if there is one"
+        )
+    if message.startswith("RendezvousConnectionError"):
+        return TransientError(
+            "the place where the nodes meet (SLIPWAY_RENDEZVOUS) was lost: the first node, or the program that keeps"
+            " it, has ended, or the network is cut; the next attempt goes on from the last checkpoint"
+        )
+    return None
+
+
+def _failure(plan: TrainingPlan, log_folder: Path, returncode: int) -> Exception:
     """The first error of the last attempt: the others follow from it."""
     errors = sorted((_read_error(path) for path in log_folder.glob("**/error.json")), key=lambda error: error[0])
     own = [message for _, message in errors if not _is_consequence(message)]
     if own:
         return RuntimeError(f"training failed: {own[-1]}")
-    detail = f"; the ranks saw: {errors[-1][1]}" if errors else ""
+    stalls = [message for _, message in errors if STALLED in message]
+    restarts = max_restarts(plan.settings)
     if returncode < 0:
         cause = f"torchrun was killed (signal {-returncode}), perhaps for want of memory"
+    elif stalls:
+        cause = f"after {restarts} restarts {stalls[-1]}"
     else:
-        cause = f"a rank or a node was killed more than {MAX_RESTARTS} times or is out of memory"
+        detail = f"; the ranks saw: {errors[-1][1]}" if errors else ""
+        cause = f"a rank or a node was killed more than {restarts} times or is out of memory{detail}"
     return TransientError(
-        f"training ended before its time (torchrun exit code {returncode}): {cause}{detail};"
+        f"training ended before its time (torchrun exit code {returncode}): {cause};"
         " the next attempt goes on from the last checkpoint"
     )
 

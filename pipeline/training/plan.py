@@ -7,9 +7,11 @@ from pydantic import Field
 
 from pipeline.contracts.base import Contract
 from pipeline.contracts.finetune import Finetune
-from pipeline.errors import DataError, SlipwayError, SpecError, TransientError
+from pipeline.errors import DataError, IntegrityError, SlipwayError, SpecError, TransientError
 
-FAULTS: dict[str, type[SlipwayError]] = {kind.__name__: kind for kind in (SpecError, DataError, TransientError)}
+FAULTS: dict[str, type[SlipwayError]] = {
+    kind.__name__: kind for kind in (SpecError, DataError, IntegrityError, TransientError)
+}
 """What a rank can find out that no restart would change (the last one: that the attempt should end)."""
 
 
@@ -29,7 +31,7 @@ class TrainingPlan(Contract):
     tokens_path: Path
     """See `pipeline.training.tokens`."""
     checkpoints_uri: str
-    """{store}/checkpoints/{key}"""
+    """{store}/checkpoints/{progress key}"""
     checkpoints_path: Path
     """For what is on its way to the store."""
     events_path: Path

@@ -24,12 +24,13 @@ LOOKS = 20
 
 
 class Watchdog:
-    """A context manager around the steps of one rank."""
+    """A context manager around the steps of one rank, or around what must come to an end before them."""
 
-    def __init__(self, timeout_s: float, rank: int) -> None:
+    def __init__(self, timeout_s: float, rank: int, doing: str = "at the first step") -> None:
+        """Args: doing: what the rank is watched at, until it says that it is at a step."""
         self._timeout_s = timeout_s
         self._rank = rank
-        self._step = 0
+        self._doing = doing
         self._moved = time.monotonic()
         self._asleep = False
         self._ended = threading.Event()
@@ -47,7 +48,7 @@ class Watchdog:
 
     def at(self, step: int) -> None:
         """The training has come to `step`."""
-        self._step, self._moved = step, time.monotonic()
+        self._doing, self._moved = f"at step {step}", time.monotonic()
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -65,8 +66,10 @@ class Watchdog:
 
     def _end_process(self) -> None:
         message = (
-            f"{STALLED}: rank {self._rank} has been at step {self._step} for more than {self._timeout_s:g} s"
-            f" (finetune.stall_timeout_s), waiting in {place(sys._current_frames()[self._watched])}"
+            f"{STALLED}: rank {self._rank} has been {self._doing} for more than {self._timeout_s:g} s"
+            f" (finetune.stall_timeout_s), waiting in {place(sys._current_frames()[self._watched])}; likely causes:"
+            " a rank that hangs or cannot be reached (it says nothing, or that it waits elsewhere), or steps that take"
+            " longer than this limit"
         )
         print(message, file=sys.stderr, flush=True)
         path = rank_error_path()

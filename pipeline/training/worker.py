@@ -71,7 +71,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     torch.set_num_threads(plan.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
-    join(rank, plan.world_size)
+    join(rank, plan.world_size, stall_timeout_s=plan.settings.stall_timeout_s)
     place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
     memory = PeakMemory().start()

@@ -5,8 +5,9 @@ Each is made for one round: `run(steps)` takes WARM_UP_STEPS and then `steps` op
 
 import contextlib
 import io
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class Round:
     """Of the process, with all its threads: waiting costs none, so another program on the machine changes it little."""
     tokens: float
     """Real ones, without padding."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Where the time went, as shares of it; empty for a loop that does not say."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,12 @@ class Work:
             distributed.barrier()
         return time.perf_counter(), time.process_time()
 
-    def since(self, started: tuple[float, float], tokens: float) -> Round:
+    def since(self, started: tuple[float, float], tokens: float, phases: dict[str, float] | None = None) -> Round:
+        """Args: phases: seconds, of some of the steps at least."""
         ended = self.now()
-        return Round(ended[0] - started[0], ended[1] - started[1], tokens)
+        total = sum((phases or {}).values())
+        shares = {phase: seconds / total for phase, seconds in (phases or {}).items()}
+        return Round(ended[0] - started[0], ended[1] - started[1], tokens, shares)
 
 
 @cache
@@ -149,7 +155,8 @@ class Ours:
         collator = Collator(work.tokens(), pad_id=PAD_ID, prompt_weight=0.0)
         schedule = make_schedule(collator.tokens.lengths, settings)
         self._work = work
-        self._loop = Loop(plan, trainer, collator, schedule, place, io.StringIO() if work.rank == 0 else None)
+        self._events = io.StringIO()
+        self._loop = Loop(plan, trainer, collator, schedule, place, self._events if work.rank == 0 else None)
 
     def run(self, steps: int) -> Round:
         from pipeline.training.loop import EXCHANGE_STEPS
@@ -165,24 +172,34 @@ class Ours:
                 if step % EXCHANGE_STEPS == 0:
                     loop.exchange(step)
         timed = loop.schedule.steps[WARM_UP_STEPS : WARM_UP_STEPS + steps]
-        return work.since(started, sum(loop.collator.num_tokens(step) for step in timed) / work.ranks)
+        return work.since(started, sum(loop.collator.num_tokens(step) for step in timed) / work.ranks, self._phases())
+
+    def _phases(self) -> dict[str, float]:
+        """What the loop told of the first rank's steps, but for the first few."""
+        told = [json.loads(line) for line in self._events.getvalue().splitlines()[1:]]
+        names = sorted({name for line in told for name in line if name.startswith("time/")})
+        return {name[len("time/") : -len("_s")]: sum(line[name] for line in told) for name in names}
 
 
 class BareDdp:
     """The shortest competent loop: our batches, torch's own loss, DistributedDataParallel, fused AdamW."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, overlap: bool = True) -> None:
+        """Args: overlap: gradients are exchanged beside the backward pass; or all at once after it."""
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
         from pipeline.training.batches import make_schedule
+        from pipeline.training.clock import Clock
         from pipeline.training.loss import Collator
 
         self._work = work
+        self._clock = Clock(torch.device(work.device))
         self._collator = Collator(work.tokens(), pad_id=PAD_ID, prompt_weight=0.0)
         self._schedule = make_schedule(self._collator.tokens.lengths, work.settings(packed=False))
         model = work.new_model()
-        self._model = DistributedDataParallel(model) if work.ranks > 1 else model
+        self._model = DistributedDataParallel(model) if work.ranks > 1 and overlap else model
+        self._afterwards = work.ranks > 1 and not overlap
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -192,22 +209,44 @@ class BareDdp:
         for index in range(WARM_UP_STEPS + steps):
             if index == WARM_UP_STEPS:
                 started = self._work.now()
+                self._clock.take()
             self._step(index)
         timed = self._schedule.steps[WARM_UP_STEPS : WARM_UP_STEPS + steps]
-        return self._work.since(started, sum(self._collator.num_tokens(step) for step in timed) / self._work.ranks)
+        tokens = sum(self._collator.num_tokens(step) for step in timed) / self._work.ranks
+        return self._work.since(started, tokens, self._clock.take())
 
     def _step(self, index: int) -> None:
         import torch
         from torch.nn.functional import pad
 
-        work = self._work
+        work, lap = self._work, self._clock.lap
+        self._clock.start()
         batch = self._collator.collate(self._schedule.share(index, work.rank, work.ranks)).to(torch.device(work.device))
         # transformers shifts labels itself: each lies one place after the token that predicts it.
         labels = pad(torch.where(batch.weights > 0, batch.targets, IGNORED)[:, :-1], (1, 0), value=IGNORED)
-        self._model(input_ids=batch.ids, labels=labels, use_cache=False).loss.backward()
+        lap("data")
+        loss = self._model(input_ids=batch.ids, labels=labels, use_cache=False).loss
+        lap("forward")
+        loss.backward()
+        lap("backward")  # and what DDP sends meanwhile
+        if self._afterwards:
+            self._exchange()
+        lap("communication")
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        lap("optimizer")
+
+    def _exchange(self) -> None:
+        """The mean of all ranks' gradients, in one message."""
+        import torch
+        from torch import distributed
+
+        gradients = [parameter.grad for parameter in self._model.parameters()]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / self._work.ranks
+        distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 class HuggingFace:

@@ -1,12 +1,13 @@
 """Real tokens per second of the training loop, against what else trains the same model on the same rows.
 
-    .venvs/model/bin/python tests/bench/training.py [--steps N] [--rounds N] [--ranks 1 2]
+    .venvs/model/bin/python tests/bench/training.py [--steps N] [--rounds N] [--ranks 1 2] [--plot PATH]
 
 A bare PyTorch DDP loop, Hugging Face's Trainer, and TRL's SFTTrainer with its packing; ours with rows grouped by
 length, and packed. Ranks are processes on loopback that share the machine's cores. The loops take turns in the same
 processes, in another order each round, so that they meet the same load. The loss is on the answers alone, everywhere.
 Prints a JSON line for each number of ranks and each baseline: the median over the rounds, and the best; `cpu_ratio`
-compares tokens per second of processor time, which other programs on the machine hardly change.
+compares tokens per second of processor time, which other programs on the machine hardly change. `--plot` draws where
+each loop's time goes.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of each loop, in each of the rounds")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="a picture to draw, such as docs/step_time.png")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -44,6 +46,13 @@ def main() -> None:
         prepare(Path(folder))
         for ranks in options.ranks:
             start_ranks(Path(folder), ranks, options)
+        if options.plot:
+            plot([json.loads(phases_path(Path(folder), ranks).read_text()) for ranks in options.ranks], options.plot)
+
+
+def phases_path(folder: Path, ranks: int) -> Path:
+    """Milliseconds per 1,000 tokens, by loop and phase."""
+    return folder / f"phases-{ranks}.json"
 
 
 def prepare(folder: Path) -> None:
@@ -111,10 +120,14 @@ def measure(options: argparse.Namespace) -> None:
         OURS[0]: lambda: Ours(work, packed=False),
         "ours through DeepSpeed's own step": lambda: Ours(work, packed=False, flat_step=False),
         "bare PyTorch DDP": lambda: BareDdp(work),
+        "bare DDP, exchange after the backward pass": lambda: BareDdp(work, overlap=False),
         "Hugging Face Trainer": lambda: HuggingFace(work, packed=False),
         OURS[1]: lambda: Ours(work, packed=True),
         "TRL SFTTrainer, packed": lambda: HuggingFace(work, packed=True),
     }
+    if ranks == 1:  # nothing to exchange
+        loops = {name: loop for name, loop in loops.items() if "exchange" not in name}
+    phases: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     cpu_speeds: dict[str, list[float]] = {name: [] for name in loops}
     names = list(loops)
@@ -127,12 +140,52 @@ def measure(options: argparse.Namespace) -> None:
             total = torch.tensor([taken.tokens, taken.cpu_s])
             distributed.all_reduce(total)
             if number:
+                phases[name].append(taken.phases or {"not divided": 1.0})
                 speeds[name].append(float(total[0]) / taken.seconds)
                 cpu_speeds[name].append(float(total[0] / total[1]))
         names = names[1:] + names[:1]
     if rank == 0:
         report(speeds, cpu_speeds, ranks)
+        divided = {f"{name}, {ranks} rank{'s' * (ranks > 1)}": divide(phases[name], speeds[name]) for name in loops}
+        phases_path(options.folder, ranks).write_text(json.dumps(divided))
     distributed.destroy_process_group()
+
+
+def divide(phases: list[dict[str, float]], speeds: list[float]) -> dict[str, float]:
+    """The median time of 1,000 tokens in ms, by phase.
+
+    Args:
+        phases: shares of the time in each round.
+        speeds: tokens/s in each round.
+    """
+    median = 1e6 / statistics.median(speeds)
+    return {phase: median * statistics.mean(shares[phase] for shares in phases) for phase in phases[0]}
+
+
+def plot(by_ranks: list[dict[str, dict[str, float]]], path: Path) -> None:
+    """Draws `path`: a bar a loop, shorter is faster, as long as the time of 1,000 tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from pipeline.training.clock import PHASES
+    from pipeline.training.step_time import COLORS
+
+    bars = [item for loops in by_ranks for item in loops.items()]
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.36 * len(bars)), dpi=110)
+    ends = [0.0] * len(bars)
+    for phase, color in (*zip(PHASES, COLORS, strict=True), ("not divided", "#555555")):
+        lengths = [times.get(phase, 0.0) for _, times in bars]
+        if any(lengths):
+            axes.barh([name for name, _ in bars], lengths, left=ends, color=color, label=phase)
+            ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds for 1,000 real tokens, first rank")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def report(speeds: dict[str, list[float]], cpu_speeds: dict[str, list[float]], ranks: int) -> None:

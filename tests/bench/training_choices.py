@@ -46,6 +46,7 @@ def main() -> None:
         compare("whole output layer", rounds, bench.loss(weight=1.0), "in chunks, made again", bench.loss_in_chunks())
         compare("fused AdamW", rounds, bench.adamw(fused=True), "a loop over tensors", bench.adamw(foreach=False))
         compare("fused AdamW", rounds, bench.adamw(fused=True), "foreach", bench.adamw(foreach=True))
+        compare("attention as one kernel", rounds, bench.loss(), "as products and a softmax", bench.eager_attention())
         packed, by_document = bench.packed_attention()
         compare("packed, one mask", rounds, packed, "attention document by document", by_document)
         compare("collating in the loop", rounds, bench.collate, "a thread that collates ahead", bench.collate_ahead())
@@ -142,6 +143,16 @@ class Bench:
             return sum(checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces)
 
         return partial(self._train, objective, self.collators[1.0].collate(self.rows))
+
+    def eager_attention(self) -> Callable[[], None]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from pipeline.training.loss import WeightedLoss
+
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(self.model.config, attn_implementation="eager").train()
+        return partial(self._train, WeightedLoss(model), self.collate())
 
     def adamw(self, **options: Any) -> Callable[[], Any]:
         """Over a rank's partitions, as ZeRO-1 gives them on one rank: two flat tensors."""

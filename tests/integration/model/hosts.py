@@ -49,6 +49,14 @@ class Network:
     def mend(self, rank: int) -> None:
         ip("-n", self.switch, "link", "set", f"{self.host(rank)}c", "up")
 
+    def part(self, isolated: str = "on") -> None:
+        """Lets nothing pass between the hosts; both still reach the switch."""
+        for rank in (0, 1):
+            ip("-n", self.switch, "link", "set", f"{self.host(rank)}c", "type", "bridge_slave", "isolated", isolated)
+
+    def join(self) -> None:
+        self.part("off")
+
     def __enter__(self) -> "Network":
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
@@ -203,8 +211,10 @@ def steps_told(lines: list[tuple[float, str]]) -> list[int]:
 
 
 @contextlib.contextmanager
-def on_two_hosts(job: HostsJob) -> Iterator[HostsJob]:
+def on_two_hosts(job: HostsJob, *, parted: bool = False) -> Iterator[HostsJob]:
     with job.network:
+        if parted:
+            job.network.part()
         job.start()
         try:
             yield job

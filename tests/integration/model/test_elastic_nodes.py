@@ -14,8 +14,8 @@ from slipway_airflow.backends.base import JobStatus
 
 pytestmark = pytest.mark.integration
 
-AGREE = 2e-5
-"""Between losses, in nats: 1e-5, and as much again since the history has six digits."""
+AGREE = 1e-5
+"""Between losses, in nats."""
 
 
 @pytest.fixture(scope="module")

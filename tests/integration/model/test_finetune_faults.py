@@ -1,5 +1,6 @@
 """Kills in the middle of a training: it goes on from the last checkpoint, and ends with the very same model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from training_jobs import TrainingJob, kill, make_spec, processes_with, publish_
 
 from pipeline import artifacts
 from pipeline.contracts.specs import FinetuneSpec
+from pipeline.errors import IntegrityError, TransientError
+from pipeline.training import launch
 from slipway_airflow.backends.base import JobStatus
 
 pytestmark = pytest.mark.integration
@@ -53,6 +56,47 @@ def test_the_next_attempt_goes_on_where_a_killed_job_was(
     assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
 
 
+def test_a_damaged_checkpoint_ends_the_attempt_and_the_others_stay(
+    spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
+) -> None:
+    """As bad data; without the damaged one the next attempt goes on from the one before, or begins anew."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        for process in job.processes:
+            process.kill()
+        job.wait()
+        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+        newest = max(job.home.glob("store/checkpoints/*/step-*/complete")).parent
+        part = next(newest.glob("rank-0001*.safetensors"))
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+
+        job.start()
+        assert job.wait()[0] == IntegrityError.exit_code, job.log
+        assert f"{part} has digest" in job.log
+        assert job.has_checkpoint()
+
+        shutil.rmtree(newest)
+        job.run()
+    assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
+
+
+def test_the_next_attempt_may_have_another_number_of_nodes(spec: FinetuneSpec, tmp_path: Path) -> None:
+    """And another stage of ZeRO: what changes is how the work is divided."""
+    with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
+        wait_until(job.has_checkpoint, "a checkpoint", job)
+        for process in job.processes:
+            process.kill()
+        job.wait()
+        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+    changes = {"nodes": 1, "parallelism": spec.settings.parallelism.model_copy(update={"zero": 2})}
+    changed = spec.model_copy(update={"settings": spec.settings.model_copy(update=changes)})
+    alone = TrainingJob(changed, job.home, nodes=1)
+    alone.run()
+    assert alone.key != job.key
+    assert "resumed from the checkpoint of step" in alone.log
+    assert not alone.has_checkpoint()
+
+
 def test_a_job_that_loses_an_agent_ends_on_all_nodes(spec: FinetuneSpec, tmp_path: Path) -> None:
     """kill -9 of a node's torchrun, under a backend: nobody waits for it to come back, and no process is left."""
     job = TrainingJob(spec, tmp_path / "home", nodes=2)
@@ -78,3 +122,12 @@ def test_sigterm_stops_every_rank(spec: FinetuneSpec, tmp_path: Path) -> None:
             process.terminate()
         assert job.wait() == [143, 143], job.log
         assert job.workers() == []
+
+
+def test_a_node_that_the_others_never_join_ends_with_what_was_missing(spec: FinetuneSpec, tmp_path: Path) -> None:
+    """As a fault that may pass, in the time that the recipe gives it."""
+    impatient = spec.model_copy(update={"settings": spec.settings.model_copy(update={"join_timeout_s": 5})})
+    alone = {"SLIPWAY_NODES": "2", "SLIPWAY_RENDEZVOUS": f"127.0.0.1:{launch.free_port()}"}
+    with running(TrainingJob(impatient, tmp_path / "home", nodes=1, environment=alone)) as job:
+        assert job.wait() == [TransientError.exit_code], job.log
+    assert "fewer than 2 nodes came together within 5 s (finetune.join_timeout_s)" in job.log

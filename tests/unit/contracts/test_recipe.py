@@ -1,12 +1,12 @@
-"""The recipe's section `resources`: what a step's container may use, said in the recipe and changing no result."""
+"""What in a recipe changes a result, and what only says with what, how divided and how patiently a step runs."""
 
 from typing import Any
 
 import pytest
 
-from pipeline.contracts.base import ArtifactRef, ModelRef, step_key
+from pipeline.contracts.base import ArtifactRef, ModelRef, progress_key, step_key
 from pipeline.contracts.recipe import Resources, StepResources
-from pipeline.contracts.specs import STEPS, RegisterSpec
+from pipeline.contracts.specs import STEPS, FinetuneSpec, RegisterSpec
 from pipeline.errors import SpecError
 from pipeline.recipe_files import apply_overrides, check_recipe
 
@@ -120,3 +120,45 @@ def test_limits_change_no_key() -> None:
 
     assert key({}) == key({"resources.finetune.memory_gb": 32, "resources.control.cpus": 1})
     assert key({}) != key({"finetune.epochs": 7})
+
+
+def finetune_keys(**changes: Any) -> tuple[str, str]:
+    """Of the artifact, and of the checkpoints."""
+    dataset = ArtifactRef(uri="s3://bucket/store/validate/key", digest="0" * 64)
+    settings = {"nodes": 4, **changes}
+    spec = FinetuneSpec.model_validate({"dataset": dataset, "base_model": {"init": {}}, "settings": settings})
+    return step_key("finetune", 1, spec), progress_key("finetune", 1, spec)
+
+
+def test_how_patient_a_training_is_and_when_it_saves_change_no_key() -> None:
+    """A limit that an error message names can be raised, and the training goes on."""
+    patient = {"join_timeout_s": 900, "stall_timeout_s": 900.0, "min_nodes": 2}
+    assert finetune_keys(**patient, checkpoint_every_steps=7, keep_checkpoints=5) == finetune_keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nodes": 2, "procs_per_node": 2},
+        {"parallelism": {"zero": 3}},
+        {"parallelism": {"sequence": 2}},
+        {"gradient_accumulation": 2, "activation_checkpointing": True},
+        {"balance": "measured"},
+    ],
+    ids=str,
+)
+def test_a_training_whose_work_is_divided_otherwise_goes_on_from_its_checkpoints(changes: dict[str, Any]) -> None:
+    """Though it is another artifact, since sums are rounded otherwise."""
+    artifact, checkpoints = finetune_keys(**changes)
+    assert artifact != finetune_keys()[0]
+    assert checkpoints == finetune_keys()[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 2.0}, {"learning_rate": 0.1}, {"seed": 1}, {"batch_size": 64}, {"parallelism": {"tensor": 2}}],
+    ids=str,
+)
+def test_another_training_has_checkpoints_of_its_own(changes: dict[str, Any]) -> None:
+    """As has one whose layers are cut up otherwise."""
+    assert finetune_keys(**changes)[1] != finetune_keys()[1]

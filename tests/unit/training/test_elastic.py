@@ -1,10 +1,14 @@
 """How a training fits itself to the nodes that are there, where they meet, and what a rank says that waits in vain."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from torch.distributed import TCPStore
@@ -13,6 +17,8 @@ from pipeline.contracts.finetune import Finetune
 from pipeline.errors import SpecError, TransientError
 from pipeline.settings import ROOT, Settings
 from pipeline.training import launch
+from pipeline.training.plan import TrainingPlan
+from pipeline.training.watchdog import STALLED
 
 HANGS = """
 import threading
@@ -125,3 +131,53 @@ def test_a_watchdog_sleeps_while_something_with_limits_of_its_own_goes_on(tmp_pa
     """Such as a save that waits for an upload."""
     ended = run_watched("with watchdog.asleep(): threading.Event().wait(1)", tmp_path / "error.json")
     assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
+
+
+def test_a_rank_that_meets_nobody_says_so_and_ends() -> None:
+    """Long before the libraries would."""
+    code = "from pipeline.training.engine import join; join(0, 2, stall_timeout_s=0.5)"
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port()), "RANK": "0"}
+    environment = {"PYTHONPATH": str(ROOT), **place}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "rank 0 has been meeting the other ranks for more than 0.5 s" in ended.stderr
+
+
+def test_a_node_waits_for_the_meeting_place_and_then_says_what_is_missing(tmp_path: Path) -> None:
+    """Unless it is the one to open it."""
+    port = launch.free_port()
+    training = settings().model_copy(update={"join_timeout_s": 0.1})
+    second = node_settings(tmp_path, rendezvous=f"127.0.0.1:{port}", node_rank=1)
+    message = rf"nobody answered at 127\.0\.0\.1:{port} \(SLIPWAY_RENDEZVOUS\).* within 0\.1 s .*Connection refused"
+    with pytest.raises(TransientError, match=message):
+        launch.await_meeting_place(second, training)
+    launch.await_meeting_place(second.model_copy(update={"node_rank": 0}), training)
+    with socket.create_server(("127.0.0.1", port)):
+        launch.await_meeting_place(second, training)
+
+
+@pytest.mark.parametrize(
+    ("told", "returncode", "kind", "message"),
+    [
+        (["Connection reset by peer"], 1, TransientError, "a rank or a node was killed more than 3 times .*reset by"),
+        ([], -9, TransientError, r"torchrun was killed \(signal 9\), perhaps for want of memory"),
+        (
+            ["Connection reset by peer", f"{STALLED}: rank 1 has been at step 7", "Connection closed by peer"],
+            *(1, TransientError, "after 3 restarts the training stands still: rank 1 has been at step 7"),
+        ),
+        (["Connection reset by peer", "ValueError: no"], 1, RuntimeError, "training failed: ValueError: no"),
+    ],
+    ids=["killed", "torchrun killed", "stalled", "bug"],
+)
+def test_a_training_that_was_given_up_says_what_its_ranks_died_of(
+    told: list[str], returncode: int, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """The cause, and not what followed from it."""
+    for number, text in enumerate(told):
+        (tmp_path / str(number)).mkdir()
+        content = {"message": text, "extraInfo": {"timestamp": str(number)}}
+        (tmp_path / str(number) / "error.json").write_text(json.dumps({"message": content}))
+    plan = SimpleNamespace(settings=settings())
+    error = launch._failure(cast(TrainingPlan, plan), tmp_path, returncode)
+    assert type(error) is kind
+    assert re.search(message, str(error))
