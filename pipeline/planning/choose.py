@@ -10,6 +10,7 @@ from pipeline.contracts.finetune import Finetune, Parallelism
 from pipeline.planning.forecasts import Forecast, forecast
 from pipeline.planning.hardware import Hardware
 from pipeline.planning.shapes import ModelShape
+from pipeline.planning.spread import misfit
 from pipeline.planning.workload import Workload
 
 Verdict = Literal["chosen", "slower", "too large", "tight", "does not work"]
@@ -19,8 +20,6 @@ and what a recipe asks for by itself may take all."""
 AS_FAST = 0.1
 """Steps whose expected times differ by less count as equally long, since no estimate tells them apart: then the
 simpler one wins."""
-STAGED_KINDS = ("llama", "qwen2", "qwen3")
-"""Whose layers can be the stages of a pipeline (see `pipeline.training.stages`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +85,14 @@ def refusal(shape: ModelShape, settings: Finetune, parallelism: Parallelism) -> 
         Finetune.model_validate({**settings.model_dump(), "parallelism": parallelism.model_dump()})
     except ValidationError as error:
         return error.errors()[0]["msg"].removeprefix("Value error, ")
-    tensor, sequence, pipeline = parallelism.tensor, parallelism.sequence, parallelism.pipeline
-    heads, kv_heads = shape.num_heads, shape.num_kv_heads
-    if heads % tensor or kv_heads % tensor:
-        return f"tensor {tensor} does not divide {heads} heads and {kv_heads} key-value heads"
-    if heads % sequence or max(kv_heads, sequence) % min(kv_heads, sequence):
-        return f"sequence {sequence} does not divide {heads} heads and {kv_heads} key-value heads"
-    if pipeline > shape.num_layers:
-        return f"pipeline {pipeline} exceeds {shape.num_layers} layers"
-    if pipeline > 1 and shape.kind not in STAGED_KINDS:
-        return f"a {shape.kind} has no stages; a pipeline is for {', '.join(STAGED_KINDS)}"
-    return ""
+    return misfit(
+        parallelism,
+        kind=shape.kind,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        num_layers=shape.num_layers,
+        has_windows=shape.has_windows,
+    )
 
 
 def _simplicity(found: Forecast) -> tuple[int, int, float]:

@@ -35,6 +35,8 @@ class ModelShape:
     qk_norm: bool = False
     """A norm over each head of queries and keys (Qwen3)."""
     attention_dropout: float = 0.0
+    has_windows: bool = False
+    """Some layers attend to a sliding window only."""
 
     @property
     def query_size(self) -> int:
@@ -146,6 +148,15 @@ def from_config(config: Mapping[str, Any], source: str) -> ModelShape:
             mlp_bias=bool(config.get("mlp_bias", False)),
             qk_norm=kind == "qwen3",
             attention_dropout=float(config.get("attention_dropout") or 0.0),
+            has_windows=_has_windows(config),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnknownShape(f"{source}: no sizes of a {kind} model can be read in it ({error!r})") from error
+
+
+def _has_windows(config: Mapping[str, Any]) -> bool:
+    """As transformers understands Qwen2's and Qwen3's config.json; older ones have no `layer_types`."""
+    if types := config.get("layer_types"):
+        return "sliding_attention" in types
+    layers = int(config["num_hidden_layers"])
+    return bool(config.get("use_sliding_window")) and int(config.get("max_window_layers", layers)) < layers

@@ -13,10 +13,9 @@ from pipeline.contracts.recipe import InitModel
 from pipeline.contracts.specs import FinetuneSpec, PinnedModel
 from pipeline.errors import SpecError, TransientError
 from pipeline.job import Job
+from pipeline.planning.spread import misfit
 
 PAD, END = "<|pad|>", "<|end|>"
-STAGED_MODELS = ("llama", "qwen2", "qwen3")
-"""Whose layers can be the stages of a pipeline (pipeline/training/stages.py)."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 """No pickles."""
 SPECIAL_TOKENS = [PAD, "<|system|>", "<|user|>", "<|assistant|>", END]
@@ -193,38 +192,16 @@ def check_shape(config: Any, settings: Finetune) -> None:
     Raises:
         SpecError: heads or layers do not divide, or a kind of model that has no stages.
     """
-    parallelism = settings.parallelism
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    for kind in ("tensor", "sequence"):
-        degree = getattr(parallelism, kind)
-        if heads % degree:
-            raise SpecError(f"finetune.parallelism.{kind} ({degree}) must divide the model's attention heads ({heads})")
-    if kv_heads % parallelism.tensor:
-        raise SpecError(
-            f"finetune.parallelism.tensor ({parallelism.tensor}) must divide the model's key-value heads ({kv_heads})"
-        )
-    if max(kv_heads, parallelism.sequence) % min(kv_heads, parallelism.sequence):
-        raise SpecError(
-            f"finetune.parallelism.sequence ({parallelism.sequence}) must divide the model's key-value heads"
-            f" ({kv_heads}), or be a multiple of them"
-        )
-    if parallelism.pipeline == 1:
-        return
-    if config.num_hidden_layers < parallelism.pipeline:
-        raise SpecError(
-            f"finetune.parallelism.pipeline ({parallelism.pipeline}) must not exceed the model's layers"
-            f" ({config.num_hidden_layers})"
-        )
-    if config.model_type not in STAGED_MODELS:
-        raise SpecError(
-            f"the base model is a {config.model_type}; finetune.parallelism.pipeline is for {', '.join(STAGED_MODELS)}:"
-            " use zero 3 instead"
-        )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise SpecError(
-            "the base model has layers with sliding-window attention, which the stages of a pipeline do not compute:"
-            " use finetune.parallelism.zero 3 instead of pipeline"
-        )
+    why = misfit(
+        settings.parallelism,
+        kind=config.model_type,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        num_layers=config.num_hidden_layers,
+        has_windows="sliding_attention" in (getattr(config, "layer_types", None) or ()),
+    )
+    if why:
+        raise SpecError(f"finetune.parallelism: {why}")
 
 
 def check_weights(folder: Path) -> None:

@@ -63,9 +63,9 @@ def test_the_choice_is_the_fastest_of_those_that_fit() -> None:
     ("parallelism", "said"),
     [
         ({"tensor": 2, "pipeline": 2}, "the layers of a pipeline are not sliced"),
-        ({"tensor": 4}, "tensor 4 does not divide 4 heads and 2 key-value heads"),
-        ({"pipeline": 8}, "pipeline 8 exceeds 4 layers"),
-        ({"sequence": 8}, "sequence 8 does not divide 4 heads"),
+        ({"tensor": 4}, "tensor (4) must divide the model's key-value heads (2)"),
+        ({"pipeline": 8}, "pipeline (8) must not exceed the model's layers (4)"),
+        ({"sequence": 8}, "sequence (8) must divide the model's attention heads (4)"),
         ({"pipeline": 2, "zero": 3}, "pipeline with zero 3 does not work"),
         ({"tensor": 2}, ""),
         ({"sequence": 4, "zero": 3}, ""),
@@ -82,7 +82,13 @@ def test_what_recipe_or_model_do_not_allow_is_refused_by_reason(parallelism: dic
 def test_a_kind_without_stages_has_no_pipeline() -> None:
     """Mistral's attention slides."""
     mistral = shape(kind="mistral")
-    assert "has no stages" in refusal(mistral, Finetune(nodes=2), Parallelism(pipeline=2))
+    assert "pipeline is for llama, qwen2, qwen3" in refusal(mistral, Finetune(nodes=2), Parallelism(pipeline=2))
+
+
+def test_a_model_of_sliding_windows_has_no_pipeline_either() -> None:
+    """So `auto` does not choose what the training would refuse."""
+    found = refusal(shape(kind="qwen2", has_windows=True), Finetune(nodes=2), Parallelism(pipeline=2))
+    assert "layers with sliding-window attention" in found
 
 
 def test_what_would_be_enough_is_enough() -> None:

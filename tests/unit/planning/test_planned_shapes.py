@@ -51,6 +51,21 @@ def test_what_gets_no_decay_is_embedding_norms_and_biases() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "has_windows"),
+    [
+        ({}, False),
+        ({"use_sliding_window": True}, False),
+        ({"use_sliding_window": True, "max_window_layers": 12}, True),
+        ({"use_sliding_window": False, "max_window_layers": 12}, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True),
+    ],
+)
+def test_layers_with_sliding_windows_are_seen(changes: dict[str, Any], has_windows: bool) -> None:
+    """In both forms that a config.json says it in."""
+    assert from_config({**QWEN_2_5_HALF_B, **changes}, "qwen").has_windows is has_windows
+
+
+@pytest.mark.parametrize(
     ("config", "said"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2', whose memory cannot be planned; expected one of llama"),

@@ -149,7 +149,9 @@ def test_layers_that_the_model_does_not_have_cannot_be_adapted() -> None:
 
 def test_a_parallelism_that_the_model_does_not_allow_is_refused() -> None:
     """Four heads in eight slices."""
-    with pytest.raises(SpecError, match=r"finetune.parallelism: tensor 8 does not divide 4 heads"):
+    with pytest.raises(
+        SpecError, match=r"finetune.parallelism: tensor \(8\) must divide the model's attention heads \(4\)"
+    ):
         planned(recipe(nodes=8, parallelism=Parallelism(tensor=8).model_dump()))
 
 

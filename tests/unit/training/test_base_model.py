@@ -20,7 +20,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"tensor": 4},
         "must divide the model's attention heads",
     ),
-    "slices that cut a key-value head": ({}, {"tensor": 4}, "parallelism.tensor (4) must divide the model's key-value"),
+    "slices that cut a key-value head": (
+        {},
+        {"tensor": 4},
+        "parallelism: tensor (4) must divide the model's key-value",
+    ),
     "parts that cut a head": ({"num_attention_heads": 6}, {"sequence": 4}, "sequence (4) must divide"),
     "more stages than layers": ({}, {"pipeline": 4}, "pipeline (4) must not exceed the model's layers (2)"),
     "sequences beyond the positions": ({"max_position_embeddings": 32}, {}, "max_seq_len (64) exceeds"),
