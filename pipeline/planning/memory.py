@@ -78,6 +78,8 @@ class Moment:
     """Of exchanges: DeepSpeed's buckets, and the copies that it sends."""
     work: Amount = NOTHING
     """Of the optimizer, for the time of its step."""
+    copies: Amount = NOTHING
+    """Of the state on its way into a checkpoint or out of one, and of the model when it is done."""
 
     @property
     def alive(self) -> float:
@@ -90,7 +92,7 @@ class Moment:
 
 
 KINDS = tuple(field.name for field in fields(Moment) if field.name != "name")
-STEADY = ("parameters", "optimizer")
+STEADY = ("parameters", "optimizer", "copies")
 """These kinds stay; the others come and go in each step."""
 SCATTERED = 0.1
 """Of what small tensors take, so much more is lost between them."""
@@ -144,14 +146,20 @@ def rank_memory(work: Workload) -> RankMemory:
 def stage_memory(work: Workload, stage: Stage) -> RankMemory:
     zero = work.settings.parallelism.zero
     # An accelerator's copy of what is offloaded is gone between uses: on cores it is the same memory.
-    states = _resident(work, stage)
-    moments = (_loaded(work), *(_with(states, moment) for moment in _moments(work, stage)))
-    if not work.accelerated:
-        framework, host = float(CORES_FRAMEWORK[zero]), float(CORES_PROCESS)
-    else:
-        moments, framework = moments[1:], ACCELERATOR_FRAMEWORK
-        host = CORES_PROCESS + max(_loaded(work).alive, _offloaded(work, stage).total)
-    return RankMemory(stage=stage, moments=moments, accelerated=work.accelerated, framework=framework, host=host)
+    states, copies = _resident(work, stage), _saved(work, stage)
+    steps = tuple(_with(states, moment) for moment in _moments(work, stage))
+    if work.accelerated:
+        kept_beside = _offloaded(work, stage).total + copies.total + _gathered_model(work, stage).total
+        host = CORES_PROCESS + max(_loaded(work).alive, _read(work, stage).total, kept_beside)
+        return RankMemory(stage=stage, moments=steps, accelerated=True, framework=ACCELERATOR_FRAMEWORK, host=host)
+    moments = (
+        _loaded(work),
+        *((_with(states, Moment(name="checkpoint read", copies=_read(work, stage))),) if work.resumes else ()),
+        *(_with(Moment(name=moment.name, copies=copies), moment) for moment in steps),
+        _with(states, Moment(name="model saved", copies=copies + _gathered_model(work, stage))),
+    )
+    framework = float(CORES_FRAMEWORK[zero])
+    return RankMemory(stage=stage, moments=moments, accelerated=False, framework=framework, host=float(CORES_PROCESS))
 
 
 def _with(states: Moment, moment: Moment) -> Moment:
@@ -184,6 +192,32 @@ def _resident(work: Workload, stage: Stage) -> Moment:
         parameters = NOTHING if settings.offload.parameters else parameters
         optimizer = NOTHING if settings.offload.optimizer else optimizer
     return Moment(name="between steps", parameters=parameters, optimizer=optimizer)
+
+
+def _saved(work: Workload, stage: Stage) -> Amount:
+    """The copy of its share of the state that a rank writes a checkpoint from, and keeps for the next one: weights and
+    two moments in fp32 (see `pipeline.training.checkpoints`)."""
+    if not work.saves:
+        return NOTHING
+    return one_by_one(work.held(stage), MOMENT_BYTES / work.sharing_ranks, 3)
+
+
+def _read(work: Workload, stage: Stage) -> Amount:
+    """What a rank has read of a checkpoint before it goes on from it: without ZeRO all ranks hold all."""
+    share = work.sharing_ranks if work.settings.parallelism.zero else 1
+    return one_by_one(work.held(stage), MOMENT_BYTES / share, 3)
+
+
+def _gathered_model(work: Workload, stage: Stage) -> Amount:
+    """What the first rank collects of the trained model to write it, where it has not all of it by itself; and for
+    adapters the base model, loaded once more."""
+    settings, parallelism = work.settings, work.settings.parallelism
+    if stage.index:
+        return NOTHING
+    elsewhere = parallelism.zero == 3 or parallelism.tensor > 1 or parallelism.pipeline > 1
+    if settings.method == "lora":
+        return _whole(work.shape) + (one_by_one(work.held(stage), work.value_bytes) if elsewhere else NOTHING)
+    return _whole(work.shape) * (work.value_bytes / 4) if elsewhere or work.accelerated else NOTHING
 
 
 def _untrained(work: Workload, held: Held) -> Amount:

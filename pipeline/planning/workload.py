@@ -66,6 +66,10 @@ class Workload:
     counted_share: float = 1.0
     """Of the tokens, those that have a weight in the loss: logits are computed for no others. At most all."""
     teacher: ModelShape | None = None
+    saves: bool = True
+    """It writes checkpoints."""
+    resumes: bool = True
+    """It may go on from one."""
 
     def spread(self, parallelism: Parallelism) -> "Workload":
         """The same training, spread otherwise."""

@@ -28,7 +28,14 @@ MB = 1e6
 
 
 def figures(
-    plan: TrainingPlan, shares: Shares, place: Place, tokens: TokenFile, *, measured: PeakMemory, speeds: Speeds
+    plan: TrainingPlan,
+    shares: Shares,
+    place: Place,
+    tokens: TokenFile,
+    *,
+    measured: PeakMemory,
+    speeds: Speeds,
+    resumed: bool,
 ) -> dict[str, float]:
     """`predicted_memory_mb` and `measured_memory_mb` of this rank; on cores also `predicted_tokens_per_s`, from the
     speed that they were measured to have. Nothing is predicted of a kind of model that cannot be planned, and of a rank
@@ -52,6 +59,8 @@ def figures(
         sequences=load.most_sequences,
         counted_share=load.most_counted,
         teacher=teacher,
+        saves=len(shares.schedule.steps) > plan.settings.checkpoint_every_steps,
+        resumes=resumed,
     )
     found["predicted_memory_mb"] = round(stage_memory(work, work.stages[place.stage]).rise / MB, 1)
     if not accelerated and speeds.measured:

@@ -98,12 +98,15 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         loop.utilization = Utilization.against(speeds, size, tokens, plan.settings) if rank == 0 else None
         loop.run()
     seconds = time.monotonic() - started
-    memory.stop()
     state = trainer.gather()
     if state is not None:
+        save(plan, state, loop.history)
+    memory.stop()
+    if state is not None:
+        took = figures(plan, loop.shares, place, tokens, measured=memory, speeds=speeds, resumed=loop.resumed_at > 0)
         outcome = summarise(loop, parameters, seconds)
-        tell(plan, outcome, figures(plan, loop.shares, place, tokens, measured=memory, speeds=speeds))
-        save(plan, state, loop.history, outcome)
+        tell(plan, outcome, took)
+        plan.outcome_path.write_text(outcome.model_dump_json())
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -207,7 +210,8 @@ def tell(plan: TrainingPlan, outcome: Outcome, took: dict[str, float]) -> None:
     step_time.plot(plan.events_path, plan.events_path.with_name(step_time.NAME))
 
 
-def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]], outcome: Outcome) -> None:
+def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, float]]) -> None:
+    """Writes the trained model, or the adapter and its base model, and the losses."""
     from pipeline.adapter_files import FOLDER
     from pipeline.training import adapters
     from pipeline.training.export import save_history, save_model
@@ -226,7 +230,6 @@ def save(plan: TrainingPlan, state: dict[str, Any], history: list[dict[str, floa
     else:
         save_model(state, plan.model_path, target, precision=settings.precision)
     save_history(history, target / "training")
-    plan.outcome_path.write_text(outcome.model_dump_json())
 
 
 if __name__ == "__main__":

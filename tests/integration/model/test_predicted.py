@@ -44,6 +44,9 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
         "qwen3 11 M, deep", 16, {"nodes": 2, "parallelism": {"zero": 2}, "activation_checkpointing": True},
     ),
     "ZeRO-3 on two": ("llama 48 M, wide", 4, {"nodes": 2, "parallelism": {"zero": 3}}),
+    "ZeRO-1 on two, with checkpoints": (
+        "llama 48 M, wide", 4, {"nodes": 2, "parallelism": {"zero": 1}, "checkpoint_every_steps": 1},
+    ),
 }  # fmt: skip
 
 

@@ -164,4 +164,5 @@ def test_a_plan_is_told_in_one_line_and_in_json() -> None:
     assert f"{told['expected']['rank_bytes'] / 1e9:.2f} GB of 8.00 GB" in report.summary(plan)
     assert [candidate["verdict"] for candidate in told["candidates"]].count("chosen") == 1
     moments = {moment["name"] for moment in told["expected"]["moments"]}
-    assert moments == {"model loaded", "backward begins", "gradients exchanged", "optimizer step"}
+    steps = {"backward begins", "gradients exchanged", "optimizer step"}
+    assert moments == {"model loaded", "checkpoint read", *steps, "model saved"}
