@@ -48,6 +48,10 @@ def _print(plan: Plan) -> None:
         f" sequences of {work.sequence_tokens} tokens, all full",
         soft_wrap=True,
     )
+    if work.settings.balance == "measured":
+        console.print(
+            "balance: measured gives faster ranks more rows, and more memory, than is said here: equal shares"
+        )
     found = plan.expected or plan.choice.smallest
     if found is not None:
         _print_memory(plan, report.memory_rows(found))
@@ -65,7 +69,9 @@ def _print(plan: Plan) -> None:
 
 def _print_memory(plan: Plan, rows: list[tuple[str, ...]]) -> None:
     whose = "an accelerator" if plan.hardware.accelerated else "a rank"
-    table = Table(title=f"GB of {whose}, by moment", title_justify="left", box=None)
+    fewest = plan.work.settings.min_nodes
+    when = f" when {fewest} of {plan.hardware.nodes} nodes are left" if fewest else ""
+    table = Table(title=f"GB of {whose}, by moment{when}", title_justify="left", box=None)
     for column in report.MEMORY_COLUMNS:
         table.add_column(column, justify="left" if column == "moment" else "right")
     for row in rows:

@@ -11,7 +11,7 @@ from pipeline.planning.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of the rank that needs most, and of the slowest."""
+    """Of the rank that needs most, with the fewest nodes that the recipe allows, and of the slowest, with all."""
 
     work: Workload
     hardware: Hardware
@@ -52,4 +52,6 @@ class Forecast:
 
 
 def forecast(work: Workload, hardware: Hardware) -> Forecast:
-    return Forecast(work=work, hardware=hardware, memory=rank_memory(work), time=step_time(work, hardware))
+    return Forecast(
+        work=work, hardware=hardware, memory=rank_memory(work.on_fewest_nodes()), time=step_time(work, hardware)
+    )

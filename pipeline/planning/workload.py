@@ -75,6 +75,13 @@ class Workload:
         """The same training, spread otherwise."""
         return replace(self, settings=self.settings.model_copy(update={"parallelism": parallelism}))
 
+    def on_fewest_nodes(self) -> "Workload":
+        """The same training when as many nodes have gone as the recipe allows: a rank's share is larger then."""
+        settings = self.settings
+        if settings.min_nodes is None:
+            return self
+        return replace(self, settings=settings.on_nodes(settings.min_nodes))
+
     @property
     def value_bytes(self) -> int:
         """Of a parameter as the forward pass sees it, and of an activation."""

@@ -10,6 +10,7 @@ from pipeline.contracts.finetune import Finetune, Parallelism
 from pipeline.contracts.recipe import Recipe
 from pipeline.errors import SpecError
 from pipeline.planning import report
+from pipeline.planning.forecasts import forecast
 from pipeline.planning.hardware import machine_memory_bytes, of_recipe, parse_cluster
 from pipeline.planning.plans import Plan, plan_training
 from pipeline.planning.shapes import from_init
@@ -145,6 +146,17 @@ def test_layers_that_the_model_does_not_have_cannot_be_adapted() -> None:
     """Named as the recipe names them."""
     with pytest.raises(SpecError, match=r"finetune.lora.targets names c_attn; a llama has the linear layers q_proj"):
         planned(recipe(method="lora", lora={"targets": ["c_attn"]}))
+
+
+def test_a_training_must_fit_on_as_few_nodes_as_it_may_come_to() -> None:
+    """With ZeRO a rank holds more when others are gone; it is as fast as with all of them while they are there."""
+    spread = {"nodes": 4, "parallelism": {"zero": 3}, "batch_size": 32}
+    cases = [spread, {**spread, "min_nodes": 1}, {**spread, "nodes": 1, "gradient_accumulation": 4}]
+    whole, shrinking, alone = (
+        forecast(plan.work, plan.hardware) for plan in map(planned, (recipe(**c) for c in cases))
+    )
+    assert whole.memory.device < shrinking.memory.device == alone.memory.device
+    assert whole.time.total_s == shrinking.time.total_s
 
 
 def test_a_parallelism_that_the_model_does_not_allow_is_refused() -> None:
