@@ -13,7 +13,7 @@ from pipeline.planning.shapes import ModelShape
 from pipeline.planning.spread import misfit
 from pipeline.planning.workload import Workload
 
-Verdict = Literal["chosen", "slower", "too large", "tight", "does not work"]
+Verdict = Literal["chosen", "not simpler", "slower", "too large", "tight", "does not work"]
 FILLED = 0.9
 """Of the memory, the most that a choice may be expected to take: a forecast may be wrong by 15 % (docs/benchmarks.md),
 and what a recipe asks for by itself may take all."""
@@ -120,8 +120,10 @@ def _judged(found: Forecast, best: Forecast | None) -> Candidate:
     else:
         assert best is not None
         times = found.time.total_s / best.time.total_s
-        reason = "as fast, and less simple" if times <= 1 + AS_FAST else f"a step takes {times:.2f} times as long"
-        verdict = "slower"
+        if times <= 1 + AS_FAST:
+            verdict, reason = "not simpler", "about as fast as the chosen one"
+        else:
+            verdict, reason = "slower", f"a step takes {times:.2f} times as long"
     return Candidate(parallelism=found.parallelism, verdict=verdict, reason=reason, forecast=found)
 
 

@@ -11,7 +11,7 @@ The sixteen digits begin a file's digest, so a gang that is thought dead and sti
 
 from pathlib import Path
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.digests import file_digest
@@ -45,9 +45,6 @@ class Part(Contract):
 
 class Index(Contract):
     """One checkpoint."""
-
-    # A gradient that overflowed in fp16 has an infinite norm, which the history tells of.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
     step: int
     adam_step: int

@@ -39,7 +39,7 @@ def write_part(store: Store, scratch: Path, *, step: int = 10, offset: int = 0, 
 
 def index_of(*parts: Part, step: int = 10, **changes: int) -> Index:
     fields = {"step": step, "adam_step": step, "tensor": 1, "pipeline": 1, "world_size": 1, **changes}
-    history = [{"step": 1.0, "loss": 2.5, "grad_norm": float("inf")}]
+    history = [{"step": 1.0, "loss": 2.5, "grad_norm": 3.25}]
     return Index(**fields, loss_scale={}, history=history, parts=parts)
 
 
