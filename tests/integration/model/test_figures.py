@@ -1,6 +1,7 @@
 """What a training says while it runs, and what it says when its numbers stop being numbers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def fault(trained: Trained) -> str:
 def trained(llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """In fp32 with ZeRO-1 on two ranks."""
     return train_on_ranks(small(nodes=2), llama, tokens, tmp_path_factory.mktemp("two") / "home")
+
+
+def test_the_log_tells_how_far_the_training_is_and_how_long_it_will_take(trained: Trained) -> None:
+    """A line every ten steps."""
+    lines = [line for line in trained.log.splitlines() if line.startswith("progress ") and "loss=" in line]
+    assert len(lines) == 2
+    assert re.fullmatch(r"progress 10/20 50% eta=\d+s loss=[\d.]+ tokens_per_s=[\d.e+]+", lines[0])
+    assert re.fullmatch(r"progress 20/20 100% eta=0s loss=[\d.]+ tokens_per_s=[\d.e+]+", lines[1])
 
 
 def test_the_events_tell_how_the_training_goes(trained: Trained) -> None:
