@@ -169,11 +169,13 @@ def _with(states: Moment, moment: Moment) -> Moment:
 
 
 def _loaded(work: Workload) -> Moment:
-    """Every rank reads the whole model in fp32, and hands on what it keeps; with ZeRO-3 it keeps its share at once."""
+    """Every rank reads the whole model in fp32, and hands on what it keeps; with ZeRO-3 it keeps its share at once,
+    unless the layers are to be sliced first."""
+    spread = work.settings.parallelism
     model = _whole(work.shape)
     if work.teacher is not None:
         model += _whole(work.teacher)
-    share = 1 / work.sharing_ranks if work.settings.parallelism.zero == 3 else 1
+    share = 1 / work.sharing_ranks if spread.zero == 3 and spread.tensor == 1 else 1
     return Moment(name="model loaded", parameters=model * share)
 
 

@@ -151,8 +151,12 @@ def num_parameters(model: nn.Module) -> int:
 @contextmanager
 def spread_from_the_start(settings: Finetune, place: Place) -> Iterator[None]:
     """Models that transformers makes meanwhile are spread over the ranks as they are loaded, with ZeRO-3: no rank ever
-    holds one whole."""
-    if settings.parallelism.zero != 3:
+    holds one whole.
+
+    Not where the layers are sliced, too: what has no slices would be spread over the slices' ranks as well, and a
+    checkpoint would not tell. The engine spreads such a model when it has sliced it.
+    """
+    if settings.parallelism.zero != 3 or settings.parallelism.tensor > 1:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config

@@ -18,6 +18,7 @@ Settings = dict[str, Any]
 ZERO_1: Settings = {"nodes": 2, "parallelism": {"zero": 1}}
 ZERO_3: Settings = {"nodes": 2, "parallelism": {"zero": 3}}
 TENSOR: Settings = {"nodes": 2, "parallelism": {"tensor": 2}}
+TENSOR_ZERO_3: Settings = {"nodes": 2, "parallelism": {"tensor": 2, "zero": 3}}
 PIPELINE: Settings = {"nodes": 2, "parallelism": {"pipeline": 2}, "gradient_accumulation": 2}
 SEQUENCE: Settings = {"nodes": 2, "parallelism": {"sequence": 2, "zero": 0}}
 
@@ -25,6 +26,8 @@ ELSEWHERE: dict[str, tuple[Settings, Settings]] = {
     "ZeRO-1 on 2 to ZeRO-3 on 1": (ZERO_1, {**ZERO_3, "nodes": 1}),
     "ZeRO-3 on 2 to ZeRO-2 on 4": (ZERO_3, {"nodes": 4, "parallelism": {"zero": 2}}),
     "tensor 2 to tensor 2 × data 2": (TENSOR, {**TENSOR, "nodes": 4}),
+    "tensor 2 with ZeRO-3 to tensor 2 × data 2 with ZeRO-1": (TENSOR_ZERO_3, {**TENSOR, "nodes": 4}),
+    "tensor 2 to tensor 2 × data 2 with ZeRO-3": (TENSOR, {**TENSOR_ZERO_3, "nodes": 4}),
     "pipeline 2 to pipeline 2 × data 2": (PIPELINE, {**PIPELINE, "nodes": 4}),
     "sequence 2 with ZeRO-0 to ZeRO-0 on 1": (SEQUENCE, {"nodes": 1, "parallelism": {"zero": 0}}),
 }

@@ -151,6 +151,17 @@ def test_a_free_small_block_stays_with_the_process_and_a_large_one_does_not() ->
     assert rank_memory(work()).kept(begins) == 0
 
 
+@pytest.mark.parametrize(("spread", "share"), [({"zero": 3}, 1 / 4), ({"zero": 3, "tensor": 2}, 1), ({"zero": 1}, 1)])
+def test_a_model_that_is_to_be_sliced_is_loaded_whole(spread: dict[str, int], share: float) -> None:
+    """And one for ZeRO-3 alone in parts."""
+    loaded, whole = (
+        rank_memory(work(nodes=4, batch_size=4, accelerated=False, parallelism=parallelism)).moments[0]
+        for parallelism in (spread, {"zero": 0})
+    )
+    assert loaded.name == "model loaded"
+    assert loaded.alive == pytest.approx(share * whole.alive)
+
+
 def test_zero_2_exchanges_before_the_backward_pass_ends() -> None:
     """With buckets smaller than the model, activations of the layers before are still there."""
     small_buckets = {"communication": {"bucket_mb": 0.1}}
