@@ -34,6 +34,12 @@ class Parallelism(Contract):
     @model_validator(mode="before")
     @classmethod
     def _from_word(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "auto":
+            kinds = ", ".join(name for name in cls.model_fields if name != "auto")
+            raise ValueError(
+                f"there is no parallelism {value!r}: say `parallelism: auto`, or give a number to any of {kinds}, as in"
+                " `parallelism: {tensor: 2}`"
+            )
         return {"auto": True} if value == "auto" else value
 
     @model_validator(mode="after")
@@ -209,6 +215,22 @@ class Finetune(Contract):
                 f" ({self.procs_per_node}) ÷ ranks that share rows ({self.parallelism.model_ranks}) ×"
                 f" gradient_accumulation ({self.gradient_accumulation}) = {share}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_even_with_fewer_nodes(self) -> Self:
+        if self.min_nodes is None or self.parallelism.auto or self.parallelism.sequence == 1:
+            return self
+        for nodes in range(self.min_nodes, self.nodes):
+            fewer = self.on_nodes(nodes)
+            share = fewer.data_ranks * fewer.gradient_accumulation
+            if self.batch_size % share:
+                raise ValueError(
+                    f"min_nodes is {self.min_nodes} with sequence {self.parallelism.sequence}, whose attention is laid"
+                    f" out for micro-batches of one size, but {nodes} nodes would take batch_size ({self.batch_size})"
+                    f" in {share} micro-batches: make it divisible by {share}, leave min_nodes out, or use zero 3"
+                    " instead of sequence"
+                )
         return self
 
 

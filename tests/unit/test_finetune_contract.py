@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pipeline.contracts.finetune import Finetune, Parallelism
 
 FOUR = {"nodes": 4, "batch_size": 32}
+DISTILL = {"method": "distill", "distill": {"teacher": "models:/large@champion"}}
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tensor and pipeline": (
@@ -18,11 +19,43 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pipeline and sequence": ({**FOUR, "parallelism": {"pipeline": 2, "sequence": 2}}, "a stage would need the whole"),
     "a pipeline without ZeRO": ({**FOUR, "parallelism": {"pipeline": 2, "zero": 0}}, "works: pipeline with zero 1"),
     "a pipeline with ZeRO-2": ({**FOUR, "parallelism": {"pipeline": 2, "zero": 2}}, "works: pipeline with zero 1"),
+    "a pipeline with ZeRO-3": (
+        {**FOUR, "parallelism": {"pipeline": 2, "zero": 3}},
+        "pipeline with zero 3 does not work: the gradients of a stage's micro-batches must stay whole",
+    ),
     "LoRA over sliced layers": (
         {**FOUR, "method": "lora", "parallelism": {"tensor": 2}},
         "tensor with method lora does not work",
     ),
     "DPO in a pipeline": ({**FOUR, "method": "dpo", "parallelism": {"pipeline": 2}}, "pipeline with method dpo"),
+    "LoRA in a pipeline": (
+        {**FOUR, "method": "lora", "parallelism": {"pipeline": 2}},
+        "pipeline with method lora does not work: the stages of a pipeline pass one model's activations on",
+    ),
+    "distillation in a pipeline": (
+        {**FOUR, **DISTILL, "parallelism": {"pipeline": 2}},
+        "nearest that works: method full, or zero 3 instead of the pipeline",
+    ),
+    "distillation of parts": (
+        {**FOUR, **DISTILL, "parallelism": {"sequence": 2}},
+        "sequence with method distill does not work: its loss compares whole answers or two models",
+    ),
+    "DPO of parts": (
+        {**FOUR, "method": "dpo", "parallelism": {"sequence": 2}},
+        "nearest that works: zero 3 instead of sequence",
+    ),
+    "packed pairs": (
+        {"method": "dpo", "batching": "packing"},
+        "batching packing with method dpo does not work: each answer needs a likelihood of its own",
+    ),
+    "pairs with a weight for prompts": (
+        {"method": "dpo", "prompt_loss_weight": 0.5},
+        "prompt_loss_weight 0.5 with method dpo does not work",
+    ),
+    "an optimizer elsewhere without ZeRO": (
+        {"parallelism": {"zero": 0}, "offload": {"optimizer": True}},
+        "offload.optimizer with zero 0 does not work: every rank uses the whole optimizer state at once",
+    ),
     "packed rows in parts": (
         {**FOUR, "batching": "packing", "parallelism": {"sequence": 2}},
         "batching length_grouped",
@@ -42,6 +75,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no teacher": ({"method": "distill"}, "name the teacher"),
     "settings of another method": ({"lora": {}}, "`lora` is given, but method is full"),
+    "parts that fewer nodes could not keep even": (
+        {"nodes": 3, "min_nodes": 2, "procs_per_node": 2, "batch_size": 6, "parallelism": {"sequence": 2}},
+        "but 2 nodes would take batch_size (6) in 4 micro-batches: make it divisible by 4",
+    ),
+    "a parallelism that there is not": (
+        {"parallelism": "foo"},
+        "there is no parallelism 'foo': say `parallelism: auto`, or give a number to any of zero, tensor, pipeline,",
+    ),
+    "a kind of parallelism that there is not": ({"parallelism": {"foo": 2}}, "parallelism.foo"),
     "more nodes at least than at most": ({"nodes": 2, "min_nodes": 3}, "min_nodes (3) must not exceed nodes (2)"),
     "a choice beside auto": ({"parallelism": {"auto": True, "tensor": 2}}, "leave those out"),
 }
@@ -54,6 +96,15 @@ def test_what_does_not_work_is_refused_by_name_with_the_nearest_that_does(case: 
     with pytest.raises(ValidationError) as caught:
         Finetune.model_validate(settings)
     assert said in str(caught.value)
+
+
+def test_parts_that_stay_even_may_have_fewer_nodes() -> None:
+    """Twelve rows make even micro-batches on two nodes as on three."""
+    settings = Finetune.model_validate(
+        {"nodes": 3, "min_nodes": 2, "procs_per_node": 2, "batch_size": 12, "parallelism": {"sequence": 2}}
+    )
+
+    assert [settings.on_nodes(nodes).gradient_accumulation for nodes in (2, 3)] == [2, 1]
 
 
 def test_auto_is_one_word_in_a_recipe() -> None:

@@ -209,6 +209,14 @@ def test_an_override_of_an_unknown_field_names_what_is_allowed_there(key: str, m
         ),
         ({"compress.ladder": ["none", "w8a8"]}, "compress: `none` always passes"),
         ({"base_model.uri": "org/name"}, "base_model: needs exactly one of `uri` and `init`"),
+        (
+            {"finetune.parallelism": {"foo": 2}},
+            "finetune.parallelism has no field 'foo'. Allowed here: auto, zero, tensor, pipeline, sequence",
+        ),
+        (
+            {"finetune.parallelism": "foo"},
+            "finetune.parallelism: there is no parallelism 'foo': say `parallelism: auto`",
+        ),
         ({"dataset": None}, "dataset: None is not allowed"),
     ],
 )

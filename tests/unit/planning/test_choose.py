@@ -51,6 +51,15 @@ def test_what_does_not_fit_loses_however_fast() -> None:
     assert choice.chosen.filled <= FILLED
 
 
+def test_parts_that_fewer_nodes_could_not_keep_even_are_not_chosen() -> None:
+    """Six rows make no even micro-batches on two nodes of two ranks."""
+    nodes: dict[str, Any] = {"nodes": 3, "min_nodes": 2, "procs_per_node": 2, "batch_size": 6}
+    choice = choose(work(**nodes, **AUTO), hardware(nodes=3))
+    found = [candidate for candidate in choice.candidates if candidate.parallelism.sequence == 2]
+    assert {candidate.verdict for candidate in found} == {"does not work"}
+    assert any("in 4 micro-batches" in candidate.reason for candidate in found)
+
+
 def test_the_choice_is_the_fastest_of_those_that_fit() -> None:
     """Within what counts as equally fast."""
     choice = choose(work(large(), tokens=512, nodes=2, procs_per_node=8, batch_size=16, **AUTO), hardware(nodes=2))
