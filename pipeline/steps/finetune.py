@@ -30,12 +30,14 @@ def run(spec: FinetuneSpec, job: Job) -> FinetuneResult | None:
         What was trained; None on the nodes without the first rank.
 
     Raises:
-        SpecError: the job has other nodes than the recipe says, or the base model cannot be trained as asked.
+        SpecError: the job has other nodes than the recipe says, this machine lacks what it asks for, or the base model
+            cannot be trained as asked.
         DataError: rows that teach nothing, or a loss that is no number.
         TransientError: ranks or nodes were lost too often.
     """
     settings = spec.settings
     check_nodes(settings, job)
+    check_overlap(settings)
     use_transformers_without_torch()
     scratch = job.work_path / f"node-{job.settings.node_rank}"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,14 @@ def check_nodes(settings: Finetune, job: Job) -> None:
         raise SpecError(
             f"finetune.nodes is {settings.nodes}, but the job runs on {job.settings.nodes} (SLIPWAY_NODES):"
             " give the job as many nodes as the recipe says"
+        )
+
+
+def check_overlap(settings: Finetune) -> None:
+    if settings.communication.overlap and not launch.has_accelerator():
+        raise SpecError(
+            "finetune.communication.overlap is true, which needs an accelerator, and this machine has none: leave it"
+            " out, or train on machines that have one"
         )
 
 

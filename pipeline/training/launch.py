@@ -155,6 +155,14 @@ def free_port() -> int:
         return port
 
 
+def has_accelerator() -> bool:
+    """Whether the ranks will find one. Asked in a process of its own: this one does without torch."""
+    code = "import torch; print(torch.cuda.is_available())"
+    return (
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout == "True\n"
+    )
+
+
 def worker_environment(plan: TrainingPlan, rendezvous: str | None = None) -> dict[str, str]:
     """The ranks' environment: their share of the cores, and what makes their arithmetic repeatable.
 

@@ -106,6 +106,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, int, str]] = {
         64,
         r"finetune.nodes is 2, but the job runs on 1 \(SLIPWAY_NODES\)",
     ),
+    "an overlap that needs an accelerator": (
+        {"nodes": 1, "communication": {"overlap": True}},
+        1,
+        64,
+        r"finetune.communication.overlap is true, which needs an accelerator, and this machine has none",
+    ),
     "rows longer than the model": (
         {"nodes": 1, "max_seq_len": 512},
         1,
