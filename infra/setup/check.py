@@ -59,7 +59,8 @@ DRILLS = (
     (Suite("control", "drills", CONTROL["containers"], marker="drill", may_be_left_out=True),),
     (Suite("model", "drills", MODEL["integration"], marker="drill"),),
 )
-"""Faults on the stack in docker compose and on nodes of a training, too long for every change: `make drills`."""
+"""Faults on the stack in docker compose and on nodes of a training, and rarer combinations of a training's settings,
+too long for every change: `make drills`."""
 
 STAGES = (
     (

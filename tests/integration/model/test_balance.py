@@ -15,6 +15,9 @@ CASES: dict[str, tuple[dict[str, Any], tuple[float, ...], list[int]]] = {
     "three times as fast": ({"nodes": 2}, (3e9, 1e9), [6, 2]),
     "the second is faster, accumulating": ({"nodes": 2, "gradient_accumulation": 2}, (1e9, 2e9), [2, 6]),
     "too slow for one row, with ZeRO-3": ({"nodes": 2, "parallelism": {"zero": 3}}, (100e9, 1e9), [8, 0]),
+    "in slices, each group as fast as its slowest": (
+        {"nodes": 4, "parallelism": {"tensor": 2}}, (3e9, 9e9, 6e9, 1e9), [6, 2],
+    ),
     "in stages, each group as fast as its slowest": (
         {"nodes": 4, "parallelism": {"pipeline": 2}, "gradient_accumulation": 2}, (9e9, 2e9, 1e9, 6e9), [2, 6],
     ),

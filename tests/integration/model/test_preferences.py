@@ -27,6 +27,8 @@ from pipeline.training.tokens import TokenFile
 pytestmark = pytest.mark.integration
 
 AGREE = 1e-5
+SAME_LOGITS = 1e-4
+"""In fp32; measured: 3e-5 with slices. One process in fp32 differs from one in fp64 by 1e-5 after these steps."""
 RATE = 3e-3
 SMOOTHED = {"beta": 0.5, "label_smoothing": 0.1}
 
@@ -80,15 +82,22 @@ MODES: dict[str, dict[str, Any]] = {
     "two ranks, ZeRO-3": {"nodes": 2, "parallelism": {"zero": 3}},
     "two slices of each layer": {"nodes": 2, "parallelism": {"tensor": 2}},
 }
+RARER_MODES: dict[str, dict[str, Any]] = {
+    "two ranks, ZeRO-0": {"nodes": 2, "parallelism": {"zero": 0}},
+    "two ranks, ZeRO-2": {"nodes": 2, "parallelism": {"zero": 2}},
+    "two slices of each layer, ZeRO-3": {"nodes": 2, "parallelism": {"tensor": 2, "zero": 3}},
+}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *(pytest.param(mode, marks=pytest.mark.drill) for mode in RARER_MODES)])
 def test_pairs_are_learnt_as_beside_a_frozen_copy(
     mode: str, alone: tuple[list[float], WithFrozenCopy], llama: Path, pairs: Path, tmp_path: Path
 ) -> None:
     """The losses of 20 steps agree to 1e-5 and begin at a coin's; the saved model gives the same logits."""
     losses, plain = alone
-    settings = small(method="dpo", dpo=SMOOTHED, prompt_loss_weight=0, learning_rate=RATE, **MODES[mode])
+    settings = small(
+        method="dpo", dpo=SMOOTHED, prompt_loss_weight=0, learning_rate=RATE, **(MODES | RARER_MODES)[mode]
+    )
     trained = train_on_ranks(settings, llama, pairs, tmp_path / "home")
     assert len(losses) == STEPS
     assert trained.losses == pytest.approx(losses, abs=AGREE)
@@ -98,7 +107,7 @@ def test_pairs_are_learnt_as_beside_a_frozen_copy(
     ids = torch.randint(1, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = plain.model.eval()(input_ids=ids).logits
-    torch.testing.assert_close(trained.logits(ids), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(trained.logits(ids), expected, rtol=0, atol=SAME_LOGITS)
     assert float((expected - logits_of_folder(llama, ids)).abs().max()) > 0.1
 
 
