@@ -48,7 +48,6 @@ def main() -> None:
 
 def train(plan: TrainingPlan, local_rank: int) -> None:
     """Trains as `plan` says; the first rank saves the result."""
-    import torch
     from torch import distributed
 
     from pipeline.training.batches import make_schedule
@@ -66,11 +65,7 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
     plan, rank = present_gang(plan, local_rank)
     if local_rank == 0:
         plan.outcome_path.unlink(missing_ok=True)  # of an attempt in which the first rank was here
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    torch.set_num_threads(plan.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
+    set_up_torch(plan, local_rank)
     join(rank, plan.world_size, stall_timeout_s=plan.settings.stall_timeout_s)
     place = Place(rank, plan.world_size, plan.settings.parallelism)
     tokens = TokenFile(plan.tokens_path)
@@ -109,6 +104,17 @@ def train(plan: TrainingPlan, local_rank: int) -> None:
         plan.outcome_path.write_text(outcome.model_dump_json())
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def set_up_torch(plan: TrainingPlan, local_rank: int) -> None:
+    """This rank's device and threads, and arithmetic that gives the same bits again."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    torch.set_num_threads(plan.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
 
 
 def present_gang(plan: TrainingPlan, local_rank: int) -> tuple[TrainingPlan, int]:
