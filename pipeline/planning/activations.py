@@ -57,6 +57,33 @@ def attention_bytes(work: Workload) -> float:
     return total
 
 
+def passing(work: Workload, stage: Stage) -> Amount:
+    """What a forward pass makes between the tensors that it keeps, and frees again: counted in the code of transformers
+    and peft that computes a layer.
+
+    On cores it leaves holes. glibc before 2.38 takes a block for an aligned tensor only where the tensor and its
+    alignment fit, so one of the same size does not fit into the hole of the last (sourceware bug 14581), and each
+    layer adds its own. With activation checkpointing all of a layer is freed together, and the next fits there.
+
+        norms       a square in fp32; in 16 bits the result in fp32, too; beside frozen weights also the result
+        rotation    queries and keys before it, their product with the cosines, and in three steps that with the sines
+        outputs     of attention and MLP, which are added to the residual stream
+        adapters    of each adapted map the layer's own result, and the adapter's before and after its factor, of which
+                    two lie side by side and can be used again: two of three stay
+    """
+    shape, value = work.shape, work.value_bytes
+    hidden, rotated = shape.hidden_size, shape.query_size + shape.kv_size
+    trains_all = work.settings.method != "lora"
+    norm = NORM_BYTES * (1 if value == NORM_BYTES else 2) + (0 if trains_all else value)
+    others = (2 * norm + 2 * value) * hidden + 4.5 * value * rotated / work.settings.parallelism.tensor
+    if shape.qk_norm:
+        others += norm * rotated
+    outputs = [2 * value * size for _, size in work.adapted.values()]
+    tokens, layers = work.micro_batch_tokens, 1 if work.settings.activation_checkpointing else stage.num_layers
+    sizes = [(others, NORM_BYTES * hidden), *((output, output / 2) for output in outputs)]
+    return Amount.of(*((layers * tokens * size, tokens * block) for size, block in sizes))
+
+
 def kept(work: Workload, stage: Stage) -> Amount:
     """Of all of a stage's layers, for one micro-batch. With activation checkpointing each layer keeps its input alone
     (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""

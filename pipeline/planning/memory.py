@@ -80,6 +80,13 @@ class Moment:
     """Of the optimizer, for the time of its step."""
     copies: Amount = NOTHING
     """Of the state on its way into a checkpoint or out of one, and of the model when it is done."""
+    holes: float = 0.0
+    """Free, between the small tensors that are alive: see `activations.passing`."""
+
+    @property
+    def arena(self) -> float:
+        """What malloc holds on cores, its holes included."""
+        return sum(amount.small for amount in self.amounts.values()) + self.holes
 
     @property
     def alive(self) -> float:
@@ -91,7 +98,7 @@ class Moment:
         return {kind: getattr(self, kind) for kind in KINDS}
 
 
-KINDS = tuple(field.name for field in fields(Moment) if field.name != "name")
+KINDS = tuple(field.name for field in fields(Moment) if field.name not in ("name", "holes"))
 STEADY = ("parameters", "optimizer", "copies")
 """These kinds stay; the others come and go in each step."""
 SCATTERED = 0.1
@@ -108,19 +115,21 @@ class RankMemory:
     framework: float
     host: float
     """In the machine's memory beside the accelerator: what is kept there between steps, and the model while it is
-    loaded. On cores, what the process takes before."""
+    loaded. On cores, what the process takes before, and weights that stay in their files' pages (`_mapped`)."""
 
     def kept(self, moment: Moment) -> float:
         """Bytes that are free at `moment` and that the allocator has not given back.
 
         On cores the freed small blocks of one kind are seldom of use to another, so each kind keeps the most that it
-        had, and some of it is scattered; torch's allocator for accelerators counts what is in use alone.
+        had, and some of it is scattered; and malloc never holds less than it once held. torch's allocator for
+        accelerators counts what is in use alone.
         """
         if self.accelerated:
             return 0.0
         most = {kind: max(other.amounts[kind].small for other in self.moments) for kind in KINDS}
         unused = sum(most[kind] - moment.amounts[kind].small for kind in KINDS if kind not in STEADY)
-        return unused + SCATTERED * sum(most.values())
+        held = max(other.arena for other in self.moments)
+        return max(unused + SCATTERED * sum(most.values()), held - moment.arena + moment.holes)
 
     @property
     def peak(self) -> Moment:
@@ -158,22 +167,22 @@ def stage_memory(work: Workload, stage: Stage) -> RankMemory:
         *(_with(Moment(name=moment.name, copies=copies), moment) for moment in steps),
         _with(states, Moment(name="model saved", copies=copies + _gathered_model(work, stage))),
     )
-    framework = float(CORES_FRAMEWORK[zero])
-    return RankMemory(stage=stage, moments=moments, accelerated=False, framework=framework, host=float(CORES_PROCESS))
+    framework, host = float(CORES_FRAMEWORK[zero]), CORES_PROCESS + _mapped(work, stage)
+    return RankMemory(stage=stage, moments=moments, accelerated=False, framework=framework, host=host)
 
 
 def _with(states: Moment, moment: Moment) -> Moment:
     """Both together, under the second's name."""
     sums = {kind: amount + moment.amounts[kind] for kind, amount in states.amounts.items()}
-    return Moment(name=moment.name, **sums)
+    return Moment(name=moment.name, holes=moment.holes, **sums)
 
 
 def _loaded(work: Workload) -> Moment:
     """Every rank reads the whole model in fp32, and hands on what it keeps; with ZeRO-3 it keeps its share at once,
     unless the layers are to be sliced first."""
     spread = work.settings.parallelism
-    model = _whole(work.shape)
-    if work.teacher is not None:
+    model = NOTHING if _stays_in_file(work, work.shape) else _whole(work.shape)
+    if work.teacher is not None and not _stays_in_file(work, work.teacher):
         model += _whole(work.teacher)
     share = 1 / work.sharing_ranks if spread.zero == 3 and spread.tensor == 1 else 1
     return Moment(name="model loaded", parameters=model * share)
@@ -218,17 +227,36 @@ def _gathered_model(work: Workload, stage: Stage) -> Amount:
         return NOTHING
     elsewhere = parallelism.zero == 3 or parallelism.tensor > 1 or parallelism.pipeline > 1
     if settings.method == "lora":
-        return _whole(work.shape) + (one_by_one(work.held(stage), work.value_bytes) if elsewhere else NOTHING)
+        merges = settings.lora is None or settings.lora.output == "merged"
+        base = NOTHING if _stays_in_file(work, work.shape) and not merges else _whole(work.shape)
+        return base + (one_by_one(work.held(stage), work.value_bytes) if elsewhere else NOTHING)
     return _whole(work.shape) * (work.value_bytes / 4) if elsewhere or work.accelerated else NOTHING
 
 
 def _untrained(work: Workload, held: Held) -> Amount:
     """Frozen parameters beside adapters, and a teacher: shared out by ZeRO-3 alone."""
     shape, value = work.shape, work.value_bytes / (work.sharing_ranks if work.settings.parallelism.zero == 3 else 1)
-    total = Amount.of((value * held.frozen, value * shape.layer_linear / len(shape.linears)))
-    if work.teacher is not None:
+    total = NOTHING
+    if not _stays_in_file(work, shape):
+        total += Amount.of((value * held.frozen, value * shape.layer_linear / len(shape.linears)))
+    if work.teacher is not None and not _stays_in_file(work, work.teacher):
         total += _whole(work.teacher) * (value / 4)
     return total
+
+
+def _stays_in_file(work: Workload, model: ModelShape) -> bool:
+    """Whether weights that nothing writes to are pages of the file that they were read from: safetensors maps it into
+    memory, and a tensor that is wanted in the file's own type is not copied. What is trained is written to at once."""
+    trained = model is work.shape and work.settings.method != "lora"
+    on_cores = not work.accelerated and work.settings.parallelism.zero < 3
+    return on_cores and not trained and model.stored == work.settings.precision
+
+
+def _mapped(work: Workload, stage: Stage) -> float:
+    """Bytes of such weights. The kernel can take them back, and a training that has to read them again crawls."""
+    frozen = work.held(stage).frozen if _stays_in_file(work, work.shape) else 0
+    teacher = work.teacher.parameters if work.teacher and _stays_in_file(work, work.teacher) else 0
+    return float(work.value_bytes * (frozen + teacher))
 
 
 def _whole(shape: ModelShape) -> Amount:
@@ -276,7 +304,8 @@ def _turn(work: Workload, stage: Stage, held: Held) -> Moment:
         gradients, others = _flat_gradients(work, held), {"buffers": _received(work, held)}
     else:
         gradients, others = _gradients(work, held) if waits else NOTHING, _gathered(work, held)
-    return Moment(name="backward begins", gradients=gradients, activations=kept, logits=loss, **others)
+    holes = activations.passing(work, stage).small * stage.in_flight
+    return Moment(name="backward begins", gradients=gradients, activations=kept, logits=loss, holes=holes, **others)
 
 
 def _gathered(work: Workload, held: Held) -> dict[str, Amount]:
@@ -325,8 +354,8 @@ def _exchange(work: Workload, stage: Stage, held: Held) -> Moment:
     if work.flat:
         return _flat_exchange(work, held)
     whole, bucket, share = one_by_one(held, work.value_bytes), _bucket(work, held), _share(work, held)
-    if zero == 0:
-        sent = work.exchange_bytes * min(held.trained, FLATTENED_AT_A_TIME) * (work.sharing_ranks > 1)
+    if zero == 0:  # DeepSpeed's allreduce_bucket lays them end to end, even where there is no one to send them to
+        sent = work.exchange_bytes * min(held.trained, FLATTENED_AT_A_TIME)
         return Moment(name=name, gradients=whole, buffers=Amount.of((sent, sent)))
     elements = bucket_elements(work, held)
     left = 1 - min(1.0, elements / held.trained)
@@ -368,14 +397,18 @@ def _received(work: Workload, held: Held) -> Amount:
 
 
 def _flat_exchange(work: Workload, held: Held) -> Moment:
-    """A sum in the making beside the last one, or its squares for the norm, a group at a time."""
+    """A sum in the making beside the last one, or its squares for the norm, a group at a time. To add up 16-bit values
+    in fp32 on cores, torch first makes an fp32 copy of all that was received."""
     block = 4.0 * held.largest_group / work.sharing_ranks
+    sums = Amount.of((block, block))
+    if work.exchange_bytes < 4 and work.sharing_ranks > 1 and not work.accelerated:
+        sums += Amount.of((4.0 * held.largest_group, 4.0 * held.largest_group))
     converted = end_to_end(held, work.exchange_bytes) if work.exchange_bytes != work.value_bytes else NOTHING
     return Moment(
         name="gradients exchanged",
         gradients=_flat_gradients(work, held),
         buffers=_received(work, held) + converted,
-        work=Amount.of((block, block)),
+        work=sums,
     )
 
 

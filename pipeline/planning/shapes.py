@@ -10,6 +10,9 @@ from pipeline.errors import SpecError
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the models whose layers are counted here: grouped-query attention, a gated MLP, RMSNorm."""
 
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""By the name of torch's type."""
+
 
 class UnknownShape(SpecError):
     """A model whose parameters cannot be counted from its config.json."""
@@ -37,6 +40,8 @@ class ModelShape:
     attention_dropout: float = 0.0
     has_windows: bool = False
     """Some layers attend to a sliding window only."""
+    stored: str | None = None
+    """The precision of its weights' files, as config.json gives it; None: unknown, or there are no files."""
 
     @property
     def query_size(self) -> int:
@@ -149,6 +154,7 @@ def from_config(config: Mapping[str, Any], source: str) -> ModelShape:
             qk_norm=kind == "qwen3",
             attention_dropout=float(config.get("attention_dropout") or 0.0),
             has_windows=_has_windows(config),
+            stored=PRECISIONS.get(str(config.get("dtype") or config.get("torch_dtype"))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnknownShape(f"{source}: no sizes of a {kind} model can be read in it ({error!r})") from error
