@@ -66,8 +66,8 @@ def passing(work: Workload, stage: Stage) -> Amount:
     layer adds its own. With activation checkpointing all of a layer is freed together, and the next fits there.
 
         norms       a square in fp32; in 16 bits the result in fp32, too; beside frozen weights also the result
-        rotation    queries and keys before it, their product with the cosines, and in three steps that with the sines
-        outputs     of attention and MLP, which are added to the residual stream
+        rotation    queries and keys before it; the queries' product with the cosines, and in three steps that with the
+                    sines. These lie side by side: the keys' and the outputs of attention and MLP find their place there
         adapters    of each adapted map the layer's own result, and the adapter's before and after its factor, of which
                     two lie side by side and can be used again: two of three stay
     """
@@ -75,7 +75,8 @@ def passing(work: Workload, stage: Stage) -> Amount:
     hidden, rotated = shape.hidden_size, shape.query_size + shape.kv_size
     trains_all = work.settings.method != "lora"
     norm = NORM_BYTES * (1 if value == NORM_BYTES else 2) + (0 if trains_all else value)
-    others = (2 * norm + 2 * value) * hidden + 4.5 * value * rotated / work.settings.parallelism.tensor
+    turned = value * (rotated + 3.5 * shape.query_size) / work.settings.parallelism.tensor
+    others = 2 * norm * hidden + turned
     if shape.qk_norm:
         others += norm * rotated
     outputs = [2 * value * size for _, size in work.adapted.values()]
