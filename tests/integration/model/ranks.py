@@ -19,6 +19,7 @@ import torch
 from pipeline.contracts.finetune import Finetune
 from pipeline.training.batches import make_schedule
 from pipeline.training.engine import learning_rate, parameter_groups
+from pipeline.training.launch import KEEP_FREED_MEMORY
 from pipeline.training.loss import Collator, WeightedLoss
 from pipeline.training.plan import Outcome, TrainingPlan
 from pipeline.training.tokens import TokenFile, TokenWriter
@@ -39,8 +40,9 @@ IMPORTED_ONCE = [
 
 
 def context() -> Any:
-    """Of processes that begin with IMPORTED_ONCE; the first one to ask starts the server."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    """Of processes that begin with IMPORTED_ONCE, and malloc as in a training; the first one to ask starts the
+    server."""
+    os.environ.update(KEEP_FREED_MEMORY, DS_ACCELERATOR="cpu")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(IMPORTED_ONCE)
     return server

@@ -47,15 +47,39 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "ZeRO-1 on two, with checkpoints": (
         "llama 48 M, wide", 4, {"nodes": 2, "parallelism": {"zero": 1}, "checkpoint_every_steps": 1},
     ),
+    "adapters on one": ("llama 48 M, wide", 8, {"method": "lora", "parallelism": {"zero": 0}}),
+    "bf16 on two": ("llama 48 M, wide", 4, {"nodes": 2, "precision": "bf16"}),
+    "slices on two": ("llama 48 M, wide", 4, {"nodes": 2, "parallelism": {"zero": 0, "tensor": 2}}),
+    "stages on two": ("llama 23 M", 8, {"nodes": 2, "gradient_accumulation": 4, "parallelism": {"pipeline": 2}}),
+    "parts of sequences on two": ("llama 23 M", 8, {"nodes": 2, "parallelism": {"sequence": 2}}),
+    "preferences on two": ("llama 23 M", 4, {"nodes": 2, "method": "dpo", "prompt_loss_weight": 0}),
+    "a teacher on one": ("llama 23 M", 4, {"method": "distill", "distill": {"teacher": "of this test"}}),
 }  # fmt: skip
+TEACHER = {**MODELS["llama 37 M, large vocabulary"], "vocab_size": 4096}
+"""34 M parameters in the words of "llama 23 M"."""
 
 
-def write_rows(folder: Path, *, rows: int, vocabulary: int) -> Path:
+def write_rows(folder: Path, *, rows: int, vocabulary: int, pairs: bool) -> Path:
     """Random rows, all as long as a sequence may be."""
-    ids = np.random.default_rng(1).integers(1, vocabulary, size=rows * SEQUENCE).astype(np.int32)
-    writer = TokenWriter(folder)
-    writer.add(ids, np.ones(len(ids), dtype=bool), np.full(rows, SEQUENCE, dtype=np.int32))
+    lines = rows * (2 if pairs else 1)
+    ids = np.random.default_rng(1).integers(1, vocabulary, size=(rows, lines // rows * SEQUENCE)).astype(np.int32)
+    writer = TokenWriter(folder, pairs=pairs)
+    for row in ids:
+        writer.add(row, np.ones(len(row), dtype=bool), np.full(lines // rows, SEQUENCE, dtype=np.int32))
     writer.close()
+    return folder
+
+
+def write_model(folder: Path, sizes: dict[str, Any], *, weights: bool) -> Path:
+    """A config.json; with `weights` in fp32, as what is not trained has them."""
+    folder.mkdir()
+    config = {**sizes, "max_position_embeddings": SEQUENCE, "pad_token_id": 0}
+    if weights:
+        import transformers
+
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).save_pretrained(folder)
+    else:
+        (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -63,13 +87,16 @@ def write_rows(folder: Path, *, rows: int, vocabulary: int) -> Path:
 def test_a_rank_takes_the_memory_that_was_planned(case: str, tmp_path: Path) -> None:
     """Within 15 %, of the hundreds of MB that it takes beside its libraries, as the manifest then says."""
     name, batch_size, changes = CASES[case]
-    config = {**MODELS[name], "max_position_embeddings": SEQUENCE, "pad_token_id": 0}
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    rows = write_rows(tmp_path / "tokens", rows=batch_size * STEPS, vocabulary=config["vocab_size"])
     settings = small(batch_size=batch_size, max_seq_len=SEQUENCE, **changes)
+    adapters, pairs = settings.method == "lora", settings.method == "dpo"
+    model = write_model(tmp_path / "model", MODELS[name], weights=adapters)
+    words = MODELS[name]["vocab_size"]
+    rows = write_rows(tmp_path / "tokens", rows=batch_size * STEPS, vocabulary=words, pairs=pairs)
+    options: dict[str, Any] = {"fresh": not adapters}
+    if settings.method == "distill":
+        options["teacher_path"] = write_model(tmp_path / "teacher", TEACHER, weights=True)
 
-    train_on_ranks(settings, tmp_path / "model", rows, tmp_path / "run", fresh=True)
+    train_on_ranks(settings, model, rows, tmp_path / "run", **options)
 
     figures = json.loads((tmp_path / "run" / "outcome.json").read_text())["figures"]
     print(case, figures)
