@@ -168,3 +168,48 @@ def test_zero_2_exchanges_before_the_backward_pass_ends() -> None:
     exchange = rank_memory(work(parallelism={"zero": 2}, nodes=2, batch_size=2, **small_buckets)).moments[-2]
     assert exchange.name == "gradients exchanged"
     assert exchange.activations.total > 0
+
+
+def test_adapters_leave_two_holes_for_each_result() -> None:
+    """For a token and layer in fp32: two norms' squares and unscaled results, 4 × 64 each; queries and keys before
+    their rotation, and 3.5 times the queries within it; and twice each map's outputs, 4 layers of 32 tokens."""
+    plain = work(precision="fp32", method="lora", lora={"targets": ["q_proj"]})
+    everything = work(precision="fp32", method="lora")
+    others = 2 * (2 * 4 * 64) + 4 * ((64 + 32) + 3.5 * 64)
+    assert activations.passing(plain, plain.stages[0]).total == 4 * 32 * (others + 2 * 4 * 64)
+    outputs = 64 + 32 + 32 + 64 + 96 + 96 + 64
+    assert activations.passing(everything, everything.stages[0]).total == 4 * 32 * (others + 2 * 4 * outputs)
+
+
+def test_malloc_never_holds_less_than_it_once_held() -> None:
+    """On cores, the holes of the forward pass are there at its end, and stay."""
+    adapters = rank_memory(work(accelerated=False, precision="fp32", method="lora", parallelism={"zero": 0}))
+    begins = adapters.moments[1]
+    assert adapters.kept(begins) >= begins.holes > 0
+    assert adapters.kept(adapters.moments[-1]) >= begins.arena - adapters.moments[-1].arena
+
+
+@pytest.mark.parametrize(("stored", "copied"), [("fp32", 0), ("bf16", 4), (None, 4)])
+def test_a_teacher_in_its_files_own_type_is_not_copied(stored: str | None, copied: int) -> None:
+    """Its pages are the file's: the rank needs them, and the rise that is measured leaves them out."""
+    teacher = shape(hidden_size=1024, intermediate_size=4096, num_heads=8, head_size=128, stored=stored)
+    distilled = work(accelerated=False, precision="fp32", method="distill", distill={"teacher": "t"})
+    alone, taught = rank_memory(distilled), rank_memory(replace(distilled, teacher=teacher))
+    assert taught.moments[1].parameters.total - alone.moments[1].parameters.total == copied * teacher.parameters
+    assert taught.host - alone.host == (4 - copied) * teacher.parameters
+
+
+def test_16_bit_gradients_are_all_copied_to_be_added_up_on_cores() -> None:
+    """Two ranks' partitions in fp32 beside their sum, where the exchange is in 16 bits."""
+    model = shape(hidden_size=1024, intermediate_size=4096, num_heads=8, head_size=128, num_layers=8)
+    two = {"nodes": 2, "batch_size": 2, "accelerated": False}
+    full, half = (rank_memory(work(model, precision=precision, **two)) for precision in ("fp32", "bf16"))
+    group = work(model).held(work(model).stages[0]).largest_group
+    assert half.moments[-2].work.total - full.moments[-2].work.total == 4 * group
+
+
+def test_gradients_are_laid_end_to_end_even_by_a_single_rank() -> None:
+    """DeepSpeed's exchange without ZeRO copies them, whatever the number of ranks."""
+    single = work(parallelism={"zero": 0}, precision="fp32")
+    exchange = rank_memory(single).moments[-2]
+    assert exchange.buffers.total == 4 * single.held(single.stages[0]).trained
