@@ -246,7 +246,8 @@ def _untrained(work: Workload, held: Held) -> Amount:
 
 def _stays_in_file(work: Workload, model: ModelShape) -> bool:
     """Whether weights that nothing writes to are pages of the file that they were read from: safetensors maps it into
-    memory, and a tensor that is wanted in the file's own type is not copied. What is trained is written to at once."""
+    memory, and a tensor that is wanted in the file's own type is not copied. What is trained is written to at once.
+    (Beside adapters DeepSpeed sends the first rank's weights to the others, where they are memory of the process.)"""
     trained = model is work.shape and work.settings.method != "lora"
     on_cores = not work.accelerated and work.settings.parallelism.zero < 3
     return on_cores and not trained and model.stored == work.settings.precision
