@@ -7,10 +7,14 @@ from planned import shape, work
 
 from pipeline.planning import activations
 from pipeline.planning.amounts import MMAP_THRESHOLD, Amount
-from pipeline.planning.memory import model_states, rank_memory
+from pipeline.planning.memory import Moment, RankMemory, model_states, rank_memory
 from pipeline.planning.workload import partition
 
 GB = 10**9
+
+
+def moment(memory: RankMemory, name: str) -> Moment:
+    return next(found for found in memory.moments if found.name == name)
 
 
 @pytest.mark.parametrize(("zero", "gb"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -127,17 +131,17 @@ def test_checkpoints_and_the_finished_model_take_the_machines_memory() -> None:
     model = shape(hidden_size=1024, intermediate_size=4096, num_heads=8, head_size=128, num_layers=8)
     two = {"nodes": 2, "batch_size": 2, "precision": "fp32", "accelerated": False}
     whole = rank_memory(work(model, parallelism={"zero": 0}, **two))
-    moments = {moment.name: moment.copies.total for moment in whole.moments}
+    moments = {found.name: found.copies.total for found in whole.moments}
     states = 12 * model.parameters
     assert moments["checkpoint read"] == pytest.approx(states)
     assert moments["backward begins"] == moments["model saved"] == pytest.approx(states / 2)
     spread = rank_memory(work(model, parallelism={"zero": 3}, **two))
-    moments = {moment.name: moment.copies.total for moment in spread.moments}
+    moments = {found.name: found.copies.total for found in spread.moments}
     assert moments["checkpoint read"] == moments["optimizer step"] == pytest.approx(states / 2)
     assert moments["model saved"] == pytest.approx(states / 2 + 4 * model.parameters)
     assert rank_memory(work(model)).host >= (12 + 2) * model.parameters
     unsaved = rank_memory(replace(work(model, accelerated=False), saves=False, resumes=False))
-    assert all(moment.copies.total == 0 for moment in unsaved.moments)
+    assert all(found.copies.total == 0 for found in unsaved.moments)
 
 
 def test_a_free_small_block_stays_with_the_process_and_a_large_one_does_not() -> None:
@@ -145,8 +149,7 @@ def test_a_free_small_block_stays_with_the_process_and_a_large_one_does_not() ->
     small, large = Amount.of((100, MMAP_THRESHOLD - 1)), Amount.of((100, MMAP_THRESHOLD))
     assert (small.small, large.small) == (100, 0)
     on_cores = rank_memory(work(accelerated=False, precision="fp32", parallelism={"zero": 0}))
-    moments = {moment.name: moment for moment in on_cores.moments}
-    step, begins = moments["optimizer step"], moments["backward begins"]
+    step, begins = moment(on_cores, "optimizer step"), moment(on_cores, "backward begins")
     assert on_cores.kept(step) >= begins.activations.total
     assert rank_memory(work()).kept(begins) == 0
 
@@ -184,9 +187,9 @@ def test_adapters_leave_two_holes_for_each_result() -> None:
 def test_malloc_never_holds_less_than_it_once_held() -> None:
     """On cores, the holes of the forward pass are there at its end, and stay."""
     adapters = rank_memory(work(accelerated=False, precision="fp32", method="lora", parallelism={"zero": 0}))
-    begins = adapters.moments[1]
+    begins, step = moment(adapters, "backward begins"), moment(adapters, "optimizer step")
     assert adapters.kept(begins) >= begins.holes > 0
-    assert adapters.kept(adapters.moments[-1]) >= begins.arena - adapters.moments[-1].arena
+    assert adapters.kept(step) >= begins.arena - step.arena
 
 
 @pytest.mark.parametrize(("stored", "copied"), [("fp32", 0), ("bf16", 4), (None, 4)])
@@ -195,7 +198,8 @@ def test_a_teacher_in_its_files_own_type_is_not_copied(stored: str | None, copie
     teacher = shape(hidden_size=1024, intermediate_size=4096, num_heads=8, head_size=128, stored=stored)
     distilled = work(accelerated=False, precision="fp32", method="distill", distill={"teacher": "t"})
     alone, taught = rank_memory(distilled), rank_memory(replace(distilled, teacher=teacher))
-    assert taught.moments[1].parameters.total - alone.moments[1].parameters.total == copied * teacher.parameters
+    kept, without = (moment(memory, "backward begins").parameters.total for memory in (taught, alone))
+    assert kept - without == copied * teacher.parameters
     assert taught.host - alone.host == (4 - copied) * teacher.parameters
 
 
@@ -205,11 +209,12 @@ def test_16_bit_gradients_are_all_copied_to_be_added_up_on_cores() -> None:
     two = {"nodes": 2, "batch_size": 2, "accelerated": False}
     full, half = (rank_memory(work(model, precision=precision, **two)) for precision in ("fp32", "bf16"))
     group = work(model).held(work(model).stages[0]).largest_group
-    assert half.moments[-2].work.total - full.moments[-2].work.total == 4 * group
+    added, plain = (moment(memory, "gradients exchanged").work.total for memory in (half, full))
+    assert added - plain == 4 * group
 
 
 def test_gradients_are_laid_end_to_end_even_by_a_single_rank() -> None:
     """DeepSpeed's exchange without ZeRO copies them, whatever the number of ranks."""
     single = work(parallelism={"zero": 0}, precision="fp32")
-    exchange = rank_memory(single).moments[-2]
+    exchange = moment(rank_memory(single), "gradients exchanged")
     assert exchange.buffers.total == 4 * single.held(single.stages[0]).trained
