@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 WITHIN = 0.15
 """Of what is measured."""
-STEPS = 2
+STEPS = 4
 SEQUENCE = 128
 
 MODELS: dict[str, dict[str, Any]] = {
