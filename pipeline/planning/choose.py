@@ -112,7 +112,7 @@ def _order(found: Forecast, best: Forecast | None) -> tuple[bool, bool, float]:
 def _judged(found: Forecast, best: Forecast | None) -> Candidate:
     verdict: Verdict
     if found is best:
-        verdict, reason = "chosen", "the fastest that fits"
+        verdict, reason = "chosen", "the simplest of the fastest that fit"
     elif found.excess:
         verdict, reason = "too large", f"needs {found.filled:.0%} of the memory"
     elif found.filled > FILLED:
@@ -185,5 +185,9 @@ def _easings(work: Workload) -> Iterator[tuple[str, str, dict[str, object]]]:
 
 def _more_nodes(work: Workload) -> Iterator[tuple[str, str, dict[str, object]]]:
     for times in (2, 4, 8):
-        nodes = work.settings.nodes * times
-        yield "nodes", f"finetune.nodes: {nodes}", {"nodes": nodes, "min_nodes": None}
+        nodes, fewest = work.settings.nodes * times, work.settings.min_nodes
+        if fewest is None:
+            yield "nodes", f"finetune.nodes: {nodes}", {"nodes": nodes}
+        else:
+            text = f"finetune.nodes: {nodes} with min_nodes: {fewest * times}"
+            yield "nodes", text, {"nodes": nodes, "min_nodes": fewest * times}

@@ -101,7 +101,8 @@ def parse_cluster(text: str, settings: Finetune) -> tuple[Finetune, Cluster]:
     except ValidationError as error:
         problem = error.errors()[0]
         raise SpecError(f"--cluster {problem['loc'][0]}={problem['input']}: {problem['msg'].lower()}") from error
-    ranks = {"nodes": nodes, "procs_per_node": gpus or settings.procs_per_node, "min_nodes": None}
+    fewest = min(settings.min_nodes, nodes) if settings.min_nodes else None
+    ranks = {"nodes": nodes, "procs_per_node": gpus or settings.procs_per_node, "min_nodes": fewest}
     try:
         return Finetune.model_validate({**settings.model_dump(), **ranks}), cluster
     except ValidationError as error:

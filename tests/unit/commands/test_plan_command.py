@@ -32,7 +32,7 @@ def test_a_plan_shows_memory_alternatives_and_where_figures_are_from(tmp_path: P
         "GB of a rank, by moment",
         "optimizer step",
         "Ways to spread it",
-        "the fastest that fits",
+        "the simplest of the fastest that fit",
     ]
     places = [done.stdout.index(part) for part in [*parts, "Figures", "an estimate: "]]
     assert places == sorted(places)

@@ -1,5 +1,6 @@
 """Which parallelism is chosen, and what is said of the others."""
 
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_small_model_is_spread_as_simply_as_can_be() -> None:
     choice = choose(work(nodes=2, batch_size=64, tokens=2048, **AUTO), hardware(nodes=2, ranks_per_node=1))
     assert choice.chosen is not None
     assert choice.chosen.parallelism.model_ranks == 1
-    assert choice.candidates[0].reason == "the fastest that fits"
+    assert choice.candidates[0].reason == "the simplest of the fastest that fit"
 
 
 def test_what_does_not_fit_loses_however_fast() -> None:
@@ -111,6 +112,14 @@ def test_what_would_be_enough_is_enough() -> None:
     helped = work(large(), tokens=4096, nodes=2, procs_per_node=8, batch_size=256, gradient_accumulation=4,
                   activation_checkpointing=True, **AUTO)  # fmt: skip
     assert choose(helped, machine).chosen is not None
+
+
+def test_more_nodes_are_enough_only_if_fewer_are_never_left() -> None:
+    """A rank of the fewest nodes must fit, too."""
+    settings = {"nodes": 2, "procs_per_node": 1, "batch_size": 16, "parallelism": {"zero": 3}, "min_nodes": 1}
+    tight = work(large(), tokens=512, precision="fp32", **settings)
+    (found,) = [text for text in remedies(tight, hardware(nodes=2, memory_gb=60)) if "nodes" in text]
+    assert re.fullmatch(r"finetune\.nodes: \d+ with min_nodes: \d+", found)
 
 
 def test_changes_that_help_together_alone_are_named_together() -> None:
