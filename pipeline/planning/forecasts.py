@@ -38,8 +38,9 @@ class Forecast:
                 f" ({self.memory.peak.name}), which has {hardware.memory.value:.4g} GB ({hardware.memory.source})"
             )
         if self.node_bytes > hardware.host_memory.value * GB:
+            ranks = f"{hardware.ranks_per_node} rank{'s' * (hardware.ranks_per_node > 1)}"
             return (
-                f"a node needs {self.node_bytes / GB:.2f} GB for {hardware.ranks_per_node} ranks,"
+                f"a node needs {self.node_bytes / GB:.2f} GB for {ranks},"
                 f" and may take {hardware.host_memory.value:.4g} GB ({hardware.host_memory.source})"
             )
         return ""

@@ -46,7 +46,16 @@ class Plan:
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        return remedies(self.work, self.hardware) if self.problem else ()
+        """What to change so that it fits, each enough by itself; none where it does."""
+        if not self.problem:
+            return ()
+        changes = [*remedies(self.work, self.hardware)]
+        if self.expected is not None and self.choice.chosen is not None:
+            changes.insert(0, f"finetune.parallelism: auto, which would choose {describe(self.choice.chosen)}")
+        needed = self.expected or self.choice.smallest
+        if needed is not None:
+            changes.append(_more_memory(needed))
+        return tuple(changes)
 
     def check(self) -> None:
         """Refuses a training that does not fit.
@@ -54,15 +63,8 @@ class Plan:
         Raises:
             SpecError: with the figures, and with what to change.
         """
-        if not self.problem:
-            return
-        changes = [*self.remedies]
-        if self.expected is not None and self.choice.chosen is not None:
-            changes.insert(0, f"finetune.parallelism: auto, which would choose {describe(self.choice.chosen)}")
-        needed = self.expected or self.choice.smallest
-        if needed is not None:
-            changes.append(_more_memory(needed))
-        raise SpecError(f"finetune does not fit: {self.problem}. Enough would be: {'; or '.join(changes)}")
+        if self.problem:
+            raise SpecError(f"finetune does not fit: {self.problem}. Enough would be: {'; or '.join(self.remedies)}")
 
 
 def plan_training(

@@ -41,8 +41,8 @@ def test_a_plan_shows_memory_alternatives_and_where_figures_are_from(tmp_path: P
 def test_a_plan_for_other_machines_is_json_for_programs(tmp_path: Path) -> None:
     """A 1.4 B model on accelerators."""
     done = slipway(
-        tmp_path, "plan", "demo", *LARGE, "--set=finetune.parallelism=auto", "--json",
-        "--cluster", "nodes=2,gpus=8,accelerator=a100-80gb,bandwidth_gbps=400",
+        tmp_path, "plan", "demo", *LARGE, "--set=finetune.parallelism=auto", "--set=resources.finetune.memory_gb=512",
+        "--json", "--cluster", "nodes=2,gpus=8,accelerator=a100-80gb,bandwidth_gbps=400",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
 
     assert done.returncode == 64
     assert "% of the memory" in done.stdout
-    assert "enough would be" in done.stdout
+    assert "enough would be resources.finetune.memory_gb: " in done.stdout
 
 
 def test_validate_refuses_what_does_not_fit_and_forecasts_what_does(tmp_path: Path) -> None:
