@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "preferences on two": ("llama 23 M", 4, {"nodes": 2, "method": "dpo", "prompt_loss_weight": 0}),
     "a teacher on one": ("llama 23 M", 4, {"method": "distill", "distill": {"teacher": "of this test"}}),
 }  # fmt: skip
+DRILLS = ("stages on two", "parts of sequences on two", "preferences on two", "slices on two")
 TEACHER = {**MODELS["llama 37 M, large vocabulary"], "vocab_size": 4096}
 """34 M parameters in the words of "llama 23 M"."""
 
@@ -83,7 +84,9 @@ def write_model(folder: Path, sizes: dict[str, Any], *, weights: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.drill] if case in DRILLS else []) for case in CASES]
+)
 def test_a_rank_takes_the_memory_that_was_planned(case: str, tmp_path: Path) -> None:
     """Within 15 %, of the hundreds of MB that it takes beside its libraries, as the manifest then says."""
     name, batch_size, changes = CASES[case]
