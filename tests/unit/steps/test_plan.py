@@ -263,7 +263,7 @@ def test_auto_is_replaced_by_what_was_chosen(inputs: Path, tmp_path: Path) -> No
 
 def test_a_training_that_does_not_fit_is_refused_before_it_is_queued(inputs: Path, tmp_path: Path) -> None:
     """With the figures."""
-    with pytest.raises(SpecError, match=r"a node needs [\d.]+ GB for 1 ranks, and may take 8 GB"):
+    with pytest.raises(SpecError, match=r"a node needs [\d.]+ GB for 1 rank, and may take 8 GB"):
         run(tmp_path, recipe(inputs, base_model={"init": INIT}))
 
 
