@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import containers, settings
+from pipeline.contracts import specs
+from pipeline.contracts.base import progress_key
 from pipeline.contracts.specs import FinetuneSpec
 from pipeline.settings import Settings
 from slipway_airflow.backends.base import JobRequest
@@ -121,6 +123,7 @@ def last_step(chain: Chain, job_id: str) -> int:
 def last_checkpoint(chain: Chain, spec: FinetuneSpec) -> int:
     """The newest complete one in the store; 0 if there is none."""
     request: JobRequest = chain.request("finetune", spec, nodes=2)
-    store, _, key = request.arguments[-1].removeprefix("file://").rsplit("/", 2)
+    store = request.arguments[-1].removeprefix("file://").rsplit("/", 2)[0]
+    key = progress_key("finetune", specs.STEPS["finetune"].version, spec)
     found = Path(store, "checkpoints", key).glob("step-*/complete")
     return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
