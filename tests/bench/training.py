@@ -183,7 +183,7 @@ def plot(by_ranks: list[dict[str, dict[str, float]]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds for 1,000 real tokens, first rank")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=6, frameon=False)
     figure.tight_layout()
     figure.savefig(path)
 
