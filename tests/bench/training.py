@@ -183,8 +183,8 @@ def plot(by_ranks: list[dict[str, dict[str, float]]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds for 1,000 real tokens, first rank")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.3, 1.0), ncols=6, frameon=False)
-    figure.tight_layout()
+    figure.legend(loc="upper center", ncols=7, frameon=False, columnspacing=1.2, handlelength=1.2)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path)
 
 
