@@ -49,9 +49,7 @@ def _print(plan: Plan) -> None:
         soft_wrap=True,
     )
     if work.settings.balance == "measured":
-        console.print(
-            "balance: measured gives faster ranks more rows, and more memory, than is said here: equal shares"
-        )
+        console.print("balance: measured gives faster ranks more rows than the equal shares that are planned here")
     found = plan.expected or plan.choice.smallest
     if found is not None:
         _print_memory(plan, report.memory_rows(found))

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.planning.choose import Candidate
 from pipeline.planning.forecasts import Forecast
 from pipeline.planning.hardware import GB
-from pipeline.planning.memory import KINDS, Moment
+from pipeline.planning.moments import KINDS, Moment
 from pipeline.planning.plans import Plan, describe
 
 MEGA = 10**6

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.planning.memory import bucket_elements
+from pipeline.planning.step_memory import bucket_elements
 from pipeline.planning.workload import Stage, Workload
 
 

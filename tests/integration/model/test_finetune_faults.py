@@ -29,6 +29,15 @@ def undisturbed_digest(spec: FinetuneSpec, tmp_path_factory: pytest.TempPathFact
     return TrainingJob(spec, tmp_path_factory.mktemp("calm") / "home", nodes=2).run().digest
 
 
+def kill_at_a_checkpoint(job: TrainingJob) -> None:
+    """kill -9 of all steps, which takes their agents and ranks along."""
+    wait_until(job.has_checkpoint, "a checkpoint", job)
+    for process in job.processes:
+        process.kill()
+    job.wait()
+    wait_until(lambda: not job.workers(), "the end of the ranks", job)
+
+
 def test_a_killed_rank_is_restarted_inside_the_living_job(
     spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
 ) -> None:
@@ -44,13 +53,9 @@ def test_a_killed_rank_is_restarted_inside_the_living_job(
 def test_the_next_attempt_goes_on_where_a_killed_job_was(
     spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
 ) -> None:
-    """kill -9 of both steps takes their agents and ranks along; the same job started again ends the same."""
+    """The same job started again ends the same."""
     with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
-        wait_until(job.has_checkpoint, "a checkpoint", job)
-        for process in job.processes:
-            process.kill()
-        job.wait()
-        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+        kill_at_a_checkpoint(job)
         job.run()
     assert "resumed from the checkpoint of step" in job.log
     assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
@@ -61,11 +66,7 @@ def test_a_damaged_checkpoint_ends_the_attempt_and_the_others_stay(
 ) -> None:
     """As bad data; without the damaged one the next attempt goes on from the one before, or begins anew."""
     with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
-        wait_until(job.has_checkpoint, "a checkpoint", job)
-        for process in job.processes:
-            process.kill()
-        job.wait()
-        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+        kill_at_a_checkpoint(job)
         newest = max(job.home.glob("store/checkpoints/*/step-*/complete")).parent
         part = next(newest.glob("rank-0001*.safetensors"))
         part.write_bytes(part.read_bytes()[:-1] + b"!")
@@ -83,11 +84,7 @@ def test_a_damaged_checkpoint_ends_the_attempt_and_the_others_stay(
 def test_the_next_attempt_may_have_another_number_of_nodes(spec: FinetuneSpec, tmp_path: Path) -> None:
     """And another stage of ZeRO: what changes is how the work is divided."""
     with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
-        wait_until(job.has_checkpoint, "a checkpoint", job)
-        for process in job.processes:
-            process.kill()
-        job.wait()
-        wait_until(lambda: not job.workers(), "the end of the ranks", job)
+        kill_at_a_checkpoint(job)
     changes = {"nodes": 1, "parallelism": spec.settings.parallelism.model_copy(update={"zero": 2})}
     changed = spec.model_copy(update={"settings": spec.settings.model_copy(update=changes)})
     alone = TrainingJob(changed, job.home, nodes=1)

@@ -7,7 +7,8 @@ from planned import shape, work
 
 from pipeline.planning import activations
 from pipeline.planning.amounts import MMAP_THRESHOLD, Amount
-from pipeline.planning.memory import Moment, RankMemory, model_states, rank_memory
+from pipeline.planning.memory import RankMemory, model_states, rank_memory
+from pipeline.planning.moments import Moment
 from pipeline.planning.workload import partition
 
 GB = 10**9
