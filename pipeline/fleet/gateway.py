@@ -243,6 +243,11 @@ class Gateway:
         answer = self._ask("/clusters", {"format": "json"})
         return None if answer is None else healthy_addresses(answer)
 
+    def uptime_s(self) -> float | None:
+        """Seconds since this Envoy began, in whole ones; None if it does not answer."""
+        answer = self._ask("/server_info")
+        return None if answer is None else float(answer["uptime_current_epoch"].removesuffix("s"))
+
     def hosts(self, model: str, generation: int) -> dict[str, HostFigures]:
         """What Envoy counted for each address of one cluster, the fallback's too; empty if it does not answer."""
         answer = self._ask("/clusters", {"format": "json"}) or {}

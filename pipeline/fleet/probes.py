@@ -28,6 +28,8 @@ class Answer:
     """Why it is no good; empty if it is."""
     status: int = 0
     """HTTP status; 0 if there was no answer."""
+    connected: bool = True
+    """False if there was nobody to ask."""
     version: str | None = None
     generation: str | None = None
     duration_s: float = 0.0
@@ -62,7 +64,11 @@ def ask(
     try:
         response = client.post("/v1/chat/completions", json=body, headers={CANARY_HEADER: canary} if canary else {})
     except httpx.HTTPError as error:
-        return Answer(failure=f"{type(error).__name__}: {error}", duration_s=time.monotonic() - started)
+        return Answer(
+            failure=f"{type(error).__name__}: {error}",
+            connected=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
+            duration_s=time.monotonic() - started,
+        )
     return Answer(
         failure=_failure(response, model),
         status=response.status_code,

@@ -17,7 +17,7 @@ from pipeline.fleet.analysis import MIN_LATENCIES, AccessLog, Finding, Observati
 from pipeline.fleet.envoy_routes import PROBE_CLIENT
 from pipeline.fleet.gateway import probe_key
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
-from pipeline.fleet.probes import ask, prompts_of
+from pipeline.fleet.probes import Answer, ask, prompts_of
 from pipeline.fleet.state import Deployment, ModelFleet
 
 TICK_S = 0.1
@@ -217,11 +217,20 @@ class Watch:
             return canary_s, stable_s
         return tuple(self.probe_latencies_s["always"]), tuple(self.probe_latencies_s["never"])
 
+    def _gateway_was_away(self, answer: Answer) -> bool:
+        """Whether a probe has no answer because there was no gateway, or one that began after the probe did."""
+        if answer.status != 0:
+            return False
+        if not answer.connected:
+            return True
+        uptime_s = self.fleet.gateway.uptime_s()
+        return uptime_s is None or uptime_s <= answer.duration_s
+
     def _probe(self) -> None:
         """The same prompt to the canary and to the stable version."""
         prompt = next(self.prompts)
         answer = ask(self.client, self.model.name, prompt, canary="always")
-        if answer.status == 0 and self.fleet.gateway.healthy() is None:
+        if self._gateway_was_away(answer):
             self.fleet.say(f"the gateway is away, which says nothing of the canary; waiting for it: {answer.failure}")
             time.sleep(AWAY_POLL_S)
             return
