@@ -217,20 +217,21 @@ class Watch:
             return canary_s, stable_s
         return tuple(self.probe_latencies_s["always"]), tuple(self.probe_latencies_s["never"])
 
-    def _gateway_was_away(self, answer: Answer) -> bool:
-        """Whether a probe has no answer because there was no gateway, or one that began after the probe did."""
+    def _gateway_was_away(self, answer: Answer, began: float) -> bool:
+        """Whether a probe has no answer because there was no gateway, or one that began after the probe did, at `began`
+        (monotonic)."""
         if answer.status != 0:
             return False
         if not answer.connected:
             return True
         uptime_s = self.fleet.gateway.uptime_s()
-        return uptime_s is None or uptime_s <= answer.duration_s
+        return uptime_s is None or uptime_s <= time.monotonic() - began
 
     def _probe(self) -> None:
         """The same prompt to the canary and to the stable version."""
-        prompt = next(self.prompts)
+        prompt, began = next(self.prompts), time.monotonic()
         answer = ask(self.client, self.model.name, prompt, canary="always")
-        if self._gateway_was_away(answer):
+        if self._gateway_was_away(answer, began):
             self.fleet.say(f"the gateway is away, which says nothing of the canary; waiting for it: {answer.failure}")
             time.sleep(AWAY_POLL_S)
             return
