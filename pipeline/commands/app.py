@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands import rollout_app
 from pipeline.errors import SlipwayError, SpecError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="From a data set to a serving fleet: releases language models through Airflow, MLflow and vLLM.",
     epilog="State lives in $SLIPWAY_HOME (default: .slipway beside the code). Start with `slipway demo`.",
 )
+app.add_typer(rollout_app.app, name="rollout")
 
 
 def complete_recipe(beginning: str) -> list[str]:
@@ -121,6 +123,20 @@ def status(
     from pipeline.commands import status as command
 
     command.show(as_json=as_json)
+
+
+@app.command()
+def fleet(
+    name: Annotated[str | None, typer.Argument(help="The model; if left out, all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")] = False,
+) -> None:
+    """Versions, replicas and their health, shares of the traffic, and the last rollouts.
+
+    Example: `slipway fleet --json | jq '.demo.replicas[].healthy'`
+    """
+    from pipeline.commands import fleet as command
+
+    command.show(name, as_json=as_json)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pipeline.errors import SpecError
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("airflow", "mlflow", "torch", "vllm", "great_expectations", "httpx", "supervisor")
-WITH_EXAMPLE = ["up", "status", "release", "promote", "rollback", "chat", "logs", "validate", "plan", "init"]
+WITH_EXAMPLE = ["up", "status", "fleet", "release", "promote", "rollback", "chat", "logs", "validate", "plan", "init"]
 
 
 def test_help_lists_every_command() -> None:
@@ -23,6 +23,8 @@ def test_help_lists_every_command() -> None:
         "up",
         "down",
         "status",
+        "fleet",
+        "rollout",
         "release",
         "promote",
         "rollback",

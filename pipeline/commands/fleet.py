@@ -1,0 +1,108 @@
+"""`slipway fleet`: which versions the fleet has, on which replicas, how these are, and what its rollouts came to."""
+
+import json
+import time
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.commands.output import console, here, in_seconds
+from pipeline.errors import SpecError
+from pipeline.fleet.state import ModelView, ReplicaView, Rollout, Served, read_fleet
+
+SHOWN_ROLLOUTS = 5
+HEALTH = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}
+COLOURS = {"promoted": "green", "unchanged": "dim", "running": "bold", "failed": "red", "rolled back": "yellow"}
+
+
+def show(name: str | None, *, as_json: bool) -> None:
+    """Prints every model, or the one that is asked for.
+
+    Raises:
+        SpecError: the fleet has no such model; the message names those that it has.
+    """
+    layout, _ = here()
+    found = chosen(read_fleet(layout.home_path), name)
+    if as_json:
+        print(json.dumps({model.name: as_plain(model) for model in found}, indent=2))
+    elif not found:
+        console.print("Nothing was rolled out yet: `./slipway release demo` makes a first version.")
+    for model in () if as_json else found:
+        console.print(heading(model), soft_wrap=True)
+        console.print(replicas_table(model))
+        console.print(rollouts_table(model))
+        console.print()
+
+
+def chosen(fleet: dict[str, ModelView], name: str | None) -> list[ModelView]:
+    """All models, or the one called `name`."""
+    if name is not None and name not in fleet:
+        raise SpecError(f"the fleet has no model {name!r}; it has {', '.join(fleet) or 'none yet'}")
+    return [model for model in fleet.values() if name in (None, model.name)]
+
+
+def as_plain(model: ModelView) -> dict[str, Any]:
+    """The model for programs: as in the fleet's state, with each replica's role, and rollouts as they stand."""
+    found: dict[str, Any] = model.model_dump(mode="json")
+    for replica, view in zip(found["replicas"], model.replicas, strict=True):
+        replica["role"] = role_of(model, view)
+    for rollout, known in zip(found["history"], model.history, strict=True):
+        rollout["outcome"] = outcome_of(model, known)
+    return found
+
+
+def heading(model: ModelView) -> str:
+    """One line: what serves, what is on trial, what is still warm."""
+    sides = (("serving", model.serving), ("canary", model.canary), ("warm still", model.previous))
+    said = [f"{word} {_named(served)}" for word, served in sides if served]
+    return f"[bold]{escape(model.name)}[/bold]  {', '.join(said) or 'serving nothing'}"
+
+
+def _named(served: Served) -> str:
+    return f"version {served.version} (generation {served.generation})"
+
+
+def role_of(model: ModelView, replica: ReplicaView) -> str:
+    """What the replica is there for: serving, canary, previous (warm), or spare: about to start or to go."""
+    sides = {"serving": model.serving, "canary": model.canary, "previous": model.previous}
+    return next((role for role, side in sides.items() if side and side.deployment == replica.generation), "spare")
+
+
+def outcome_of(model: ModelView, rollout: Rollout) -> str:
+    """As in the state; one that still runs when a newer one has begun was superseded."""
+    overtaken = rollout.outcome == "running" and rollout.generation < model.generation
+    return "superseded" if overtaken else rollout.outcome
+
+
+def replicas_table(model: ModelView) -> Table:
+    """A line for each replica."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("version", "role", "replica", "address", "health", "traffic"):
+        table.add_column(title, justify="right" if title == "traffic" else "left", no_wrap=True)
+    for replica in sorted(model.replicas, key=lambda found: (-found.weight, found.id)):
+        address = f"{replica.host}:{replica.port}"
+        cells = (replica.version, role_of(model, replica), replica.id, address)
+        table.add_row(*cells, HEALTH[replica.healthy], f"{replica.weight:g} %")
+    return table
+
+
+def rollouts_table(model: ModelView) -> Table:
+    """The last rollouts, the newest first."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("rollout", "from", "to", "outcome", "began", "took", ""):
+        table.add_column(title, justify="right" if title in ("rollout", "took") else "left")
+    for rollout in reversed(model.history[-SHOWN_ROLLOUTS:]):
+        outcome = outcome_of(model, rollout)
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(rollout.started_at))
+        table.add_row(
+            *(str(rollout.generation), rollout.previous or "-", rollout.version),
+            f"[{COLOURS.get(outcome, 'dim')}]{outcome}[/]",
+            *(began, duration(rollout), escape(rollout.reason)),
+        )
+    return table
+
+
+def duration(rollout: Rollout) -> str:
+    """From its beginning to its end, or to now."""
+    return in_seconds(max(0.0, (rollout.ended_at or time.time()) - rollout.started_at))

@@ -1,0 +1,161 @@
+"""`slipway rollout status`: how far a model's newest rollout is, and, with `--watch`, how it goes on until it ends."""
+
+import json
+import time
+
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+
+from pipeline.commands.fleet import COLOURS, chosen, duration, outcome_of
+from pipeline.commands.output import console, here
+from pipeline.contracts.base import Contract
+from pipeline.errors import EXIT_BAD_DATA, EXIT_DONE, SpecError
+from pipeline.fleet.state import ModelView, Rollout, read_fleet
+from pipeline.stack.layout import Layout
+
+POLL_S = 0.5
+SAY_EVERY_S = 5.0
+"""At least so long between two lines of one step where there is no terminal."""
+FAILED = ("failed", "rolled back")
+
+
+class Progress(Contract):
+    """One look at a rollout."""
+
+    name: str
+    generation: int
+    version: str
+    previous: str | None
+    outcome: str
+    """running, promoted, failed, rolled back, or unchanged."""
+    duration: str
+    step: int
+    """Of the traffic steps, from 1; 0 before the first."""
+    weight: int
+    """Per cent of the traffic that the version has."""
+    waits_for: str
+    """Empty once it has ended."""
+    reason: str
+
+
+def show(name: str, *, watch: bool, as_json: bool) -> int:
+    """Prints the rollout as it is, or until it ends.
+
+    Returns:
+        The exit code: 65 if it failed or was rolled back, else 0.
+
+    Raises:
+        SpecError: no such model, or it was never rolled out.
+    """
+    layout, _ = here()
+    progress = follow(layout, name) if watch and not as_json else look(layout, name)
+    while watch and as_json and progress.outcome == "running":
+        time.sleep(POLL_S)
+        progress = look(layout, name)
+    if as_json:
+        print(json.dumps(progress.model_dump(mode="json"), indent=2))
+    elif not watch:
+        console.print(picture(progress))
+    return EXIT_BAD_DATA if progress.outcome in FAILED else EXIT_DONE
+
+
+def follow(layout: Layout, name: str) -> Progress:
+    """Shows the rollout, and whichever newer one takes its place, until one ends: a picture that changes on a terminal,
+    lines elsewhere."""
+    if not console.is_terminal:
+        return _lines(layout, name)
+    progress = look(layout, name)
+    with Live(picture(progress), console=console, refresh_per_second=4) as live:
+        while progress.outcome == "running":
+            time.sleep(POLL_S)
+            progress = look(layout, name)
+            live.update(picture(progress))
+    return progress
+
+
+def _lines(layout: Layout, name: str) -> Progress:
+    """For logs and pipes: a line when something else happens, else one every few seconds."""
+    before, said_at = ("", 0), 0.0
+    while True:
+        progress = look(layout, name)
+        now = progress.waits_for, progress.generation
+        if now != before and (
+            now[1] != before[1] or time.monotonic() - said_at > SAY_EVERY_S or not progress.waits_for
+        ):
+            console.print(_line(progress), markup=False)
+            before, said_at = now, time.monotonic()
+        if progress.outcome != "running":
+            return progress
+        time.sleep(POLL_S)
+
+
+def look(layout: Layout, name: str) -> Progress:
+    """The newest rollout of `name` as it is now."""
+    (model,) = chosen(read_fleet(layout.home_path), name)
+    if not model.history:
+        raise SpecError(f"{name} was never rolled out: make a version its champion with `./slipway promote {name} 1`")
+    rollout = model.history[-1]
+    running = rollout.outcome == "running"
+    return Progress(
+        name=name,
+        generation=rollout.generation,
+        version=rollout.version,
+        previous=rollout.previous,
+        outcome=outcome_of(model, rollout),
+        duration=duration(rollout),
+        step=rollout.step + 1 if _has_begun_to_shift(model, rollout) else 0,
+        weight=weight_of(model, rollout.version),
+        waits_for=waits_for(model, rollout) if running else "",
+        reason=rollout.reason,
+    )
+
+
+def weight_of(model: ModelView, version: str) -> int:
+    """Per cent of the traffic that goes to any replicas of the version."""
+    generations = {replica.generation for replica in model.replicas if replica.version == version}
+    return sum(weight for generation, weight in model.weights.items() if generation in generations)
+
+
+def _has_begun_to_shift(model: ModelView, rollout: Rollout) -> bool:
+    return "start_canary" in rollout.phases and (weight_of(model, rollout.version) > 0 or "shift" in rollout.phases)
+
+
+def waits_for(model: ModelView, rollout: Rollout) -> str:
+    """What has to happen next."""
+    if "start_canary" not in rollout.phases:
+        started = [replica for replica in model.replicas if replica.generation == rollout.generation]
+        well = sum(replica.healthy is True for replica in started)
+        return f"replicas of version {rollout.version}: {well} of {len(started)} healthy" if started else "its replicas"
+    if "shift" not in rollout.phases:
+        weight = weight_of(model, rollout.version)
+        return f"a judgement at {weight} % of the traffic" if weight else "its first traffic"
+    return f"version {rollout.version} to be made what is served"
+
+
+def picture(progress: Progress) -> Group:
+    """All of it, a few lines."""
+    return Group(*_head(progress))
+
+
+def _head(progress: Progress) -> list[str]:
+    colour = COLOURS.get(progress.outcome, "dim")
+    moved = f"version {progress.previous} → {progress.version}" if progress.previous else f"version {progress.version}"
+    lines = [
+        f"[bold]{escape(progress.name)}[/bold]  rollout {progress.generation}: {moved}"
+        f"  [{colour}]{progress.outcome}[/]  {progress.duration}"
+    ]
+    if progress.step:
+        lines.append(f"  step {progress.step}, {progress.weight} % of the traffic")
+    if progress.waits_for:
+        lines.append(f"  waits for {escape(progress.waits_for)}")
+    if progress.reason:
+        lines.append(f"  {escape(progress.reason)}")
+    return lines
+
+
+def _line(progress: Progress) -> str:
+    what = progress.waits_for and f"waits for {progress.waits_for}"
+    return f"{progress.name} rollout {progress.generation}: {progress.outcome} {progress.duration}  " + (
+        what or progress.reason or f"version {progress.version} has {progress.weight} % of the traffic"
+    )

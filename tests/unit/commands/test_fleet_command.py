@@ -1,0 +1,148 @@
+"""What `slipway fleet` and `slipway rollout status` say of a fleet whose gateway is down."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.commands.app import app
+from pipeline.commands.fleet import outcome_of, role_of
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, read_fleet
+
+
+def deployment(version: str, generation: int) -> Deployment:
+    replica = Replica(id=f"replica-m-v{version}-g{generation}-0", port=20_000 + generation)
+    return Deployment(
+        version=version, generation=generation, bundle_digest="0" * 64, replicas=(replica,), ready=True, routed=True
+    )
+
+
+def rollout(generation: int, **values: object) -> Rollout:
+    fields = {"request_id": f"r{generation}", "version": str(generation), "previous": None, "started_at": time.time()}
+    return Rollout.model_validate({"generation": generation, **fields, **values})
+
+
+PROMOTED = rollout(1, outcome="promoted", started_at=1000.0, ended_at=1042.0, reason="not worse")
+
+
+def write(home: Path, **values: object) -> ModelFleet:
+    """The model `m`: version 1 serves, version 2 is on trial with a quarter of the traffic, unless `values` differ."""
+    model = ModelFleet(
+        name="m",
+        generation=2,
+        serving=Served(version="1", generation=1, deployment=1),
+        canary=Served(version="2", generation=2, deployment=2),
+        weights={1: 75, 2: 25},
+        deployments=(deployment("1", 1), deployment("2", 2)),
+        history=(PROMOTED, rollout(2, previous="1", phases=("plan", "start_canary"))),
+    ).changed(**values)
+    FleetFiles(home).write(model)
+    return model
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home that the commands look into."""
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path))
+    return tmp_path
+
+
+def say(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.usefixtures("home")
+def test_a_fleet_without_models_says_how_to_get_one() -> None:
+    """And programs get an empty object."""
+    assert "slipway release demo" in say("fleet").output
+    assert json.loads(say("fleet", "--json").output) == {}
+
+
+def test_the_fleet_names_versions_replicas_shares_and_rollouts(home: Path) -> None:
+    """A health that nobody can tell is not called bad."""
+    write(home)
+    said = say("fleet").output
+    assert "serving version 1 (generation 1), canary version 2 (generation 2)" in said
+    for line in ("1 serving replica-m-v1-g1-0 127.0.0.1:20001 not known 75 %", "2 canary replica-m-v2-g2-0"):
+        assert line in " ".join(said.split())
+    assert "promoted" in said
+    assert "42 s" in said
+    assert "not worse" in said
+
+
+def test_programs_get_roles_health_and_shares(home: Path) -> None:
+    """One object for each model, by name."""
+    write(home)
+    (found,) = json.loads(say("fleet", "m", "--json").output).values()
+    assert [(r["role"], r["healthy"], r["weight"]) for r in found["replicas"]] == [
+        ("serving", None, 75.0),
+        ("canary", None, 25.0),
+    ]
+    assert [r["outcome"] for r in found["history"]] == ["promoted", "running"]
+
+
+def test_replicas_that_nobody_counts_on_yet_are_spare(home: Path) -> None:
+    """They load their weights, or are about to go."""
+    write(home, canary=None)
+    model = read_fleet(home)["m"]
+    assert [role_of(model, replica) for replica in model.replicas] == ["serving", "spare"]
+
+
+def test_a_rollout_that_a_newer_one_overtook_was_superseded(home: Path) -> None:
+    """The state leaves it as running."""
+    model = write(home, generation=3)
+    assert [outcome_of(read_fleet(home)["m"], found) for found in model.history] == ["promoted", "superseded"]
+
+
+@pytest.mark.parametrize("command", [("fleet", "n"), ("rollout", "status", "n")])
+def test_an_unknown_model_is_refused_with_those_that_there_are(home: Path, command: tuple[str, ...]) -> None:
+    """So a slip of the pen is seen at once."""
+    write(home)
+    assert "no model 'n'; it has m" in str(say(*command).exception)
+
+
+def test_a_model_that_was_never_rolled_out_says_what_to_do(home: Path) -> None:
+    """Promote it."""
+    write(home, history=(), canary=None)
+    assert "slipway promote m" in str(say("rollout", "status", "m").exception)
+
+
+@pytest.mark.parametrize(
+    ("phases", "weights", "waits_for"),
+    [
+        (("plan",), {1: 100}, "replicas of version 2: 0 of 1 healthy"),
+        (("plan", "start_canary"), {1: 100}, "its first traffic"),
+        (("plan", "start_canary"), {1: 75, 2: 25}, "a judgement at 25 % of the traffic"),
+        (("plan", "start_canary", "shift"), {2: 100}, "version 2 to be made what is served"),
+    ],
+)
+def test_a_running_rollout_says_what_it_waits_for(
+    home: Path, phases: tuple[str, ...], weights: dict[int, int], waits_for: str
+) -> None:
+    """Phase by phase."""
+    write(home, weights=weights, history=(PROMOTED, rollout(2, previous="1", phases=phases)))
+    done = say("rollout", "status", "m")
+    assert f"waits for {waits_for}" in done.output
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("promoted", 0), ("unchanged", 0), ("failed", 65), ("rolled back", 65), ("running", 0)]
+)
+def test_the_exit_code_tells_programs_what_became_of_it(home: Path, outcome: str, code: int) -> None:
+    """And JSON says the rest."""
+    write(home, history=(PROMOTED, rollout(2, outcome=outcome, reason="5 of 9 failed")))
+    done = say("rollout", "status", "m", "--json")
+    assert done.exit_code == code
+    found = json.loads(done.output)
+    assert (found["outcome"], found["reason"], found["weight"]) == (outcome, "5 of 9 failed", 25)
+
+
+def test_watching_a_rollout_that_has_ended_ends_at_once(home: Path) -> None:
+    """With its reason."""
+    write(home, history=(PROMOTED, rollout(2, outcome="failed", reason="5 of 9 failed")))
+    done = say("rollout", "status", "m", "--watch")
+    assert (done.exit_code, "5 of 9 failed" in done.output) == (65, True)
