@@ -226,6 +226,29 @@ def rollback(name: Annotated[str, typer.Argument(help="The registered model.")])
 
 
 @app.command()
+def audit(
+    name: Annotated[str | None, typer.Argument(help="Only of this model.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this, e.g. promote, promoted or rolled-back.")] = None,
+    last: Annotated[int, typer.Option(min=1, help="At most so many of the newest.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one entry a line.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that the log is as it was written.")] = False,
+) -> None:
+    """Who promoted, rolled back and changed what, when and why.
+
+    With `--verify`, exit code 65 if an entry was altered, removed or moved: the first such one is named. The log's own
+    chain is checked, and the digests of it that MLflow keeps at each version that was promoted.
+
+    Example: `slipway audit demo --action promoted`
+    """
+    from pipeline.commands import audit as command
+
+    if verify:
+        command.verify(as_json=as_json)
+    else:
+        command.show(name, action, last=last, as_json=as_json)
+
+
+@app.command()
 def chat(
     name: Annotated[str | None, typer.Argument(help="The model; if left out, the one rolled out last.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say this and leave.")] = None,

@@ -1,9 +1,15 @@
-"""The write side of the fleet's state: changes are made under one lock, and each replaces a model's file as a whole."""
+"""The write side of the fleet's state: changes are made under one lock, and each replaces a model's file as a whole.
+
+What a change means for the audit log is written in the same move as the change itself, and goes to the log when the
+lock is given back. Who is killed in between leaves it to the next one who takes the lock, or reads the log.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import audit
+from pipeline.fleet.changes import events
 from pipeline.fleet.state import ModelFleet, models_path, read_model, read_models, write_atomically
 from pipeline.registry.locks import file_lock
 from pipeline.stack.layout import Layout
@@ -16,12 +22,18 @@ class FleetFiles:
         self.home_path = Path(home_path)
         self.folder = models_path(self.home_path)
         self.lock_path = Layout(self.home_path).fleet_path / "lock"
+        self._touched: set[str] = set()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held for the length of the block; the kernel frees it when its holder dies. Not to be taken twice."""
         with file_lock(self.lock_path):
-            yield
+            try:
+                yield
+            finally:
+                for name in self._touched:
+                    self._record(self.get(name))
+                self._touched.clear()
 
     def all(self) -> dict[str, ModelFleet]:
         return read_models(self.home_path)
@@ -34,6 +46,10 @@ class FleetFiles:
     def write(self, model: ModelFleet) -> None:
         """Replaces the model's file. The caller holds the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        before = self.get(model.name)
+        self._record(before)
+        model = model.model_copy(update={"unrecorded": events(before, model)})
+        self._touched.add(model.name)
         write_atomically(self.folder / f"{model.name}.json", model.model_dump_json(indent=2) + "\n")
 
     def update(self, name: str, change: Callable[[ModelFleet], ModelFleet]) -> ModelFleet:
@@ -42,3 +58,11 @@ class FleetFiles:
             model = change(self.get(name))
             self.write(model)
             return model
+
+    def record_all(self) -> None:
+        """Brings to the audit log what somebody who was killed left to it. Needs no lock and is harmless to repeat."""
+        for model in self.all().values():
+            self._record(model)
+
+    def _record(self, model: ModelFleet) -> None:
+        audit.record_events(self.home_path, model.name, model.unrecorded)

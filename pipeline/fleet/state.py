@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 from pipeline.stack.layout import LOOPBACK, Layout, Ports
@@ -78,6 +79,8 @@ class Rollout(Contract):
     outcome: str = "running"
     """running, promoted, failed, rolled back, or unchanged."""
     reason: str = ""
+    by: str = ""
+    """Who asked for it; empty if nobody said."""
     started_at: float
     ended_at: float | None = None
 
@@ -97,6 +100,8 @@ class ModelFleet(Contract):
     deployments: tuple[Deployment, ...] = ()
     history: tuple[Rollout, ...] = ()
     """The last rollouts, oldest first."""
+    unrecorded: tuple[Event, ...] = ()
+    """What the last change means for the audit log, which gets it right afterwards (`pipeline.fleet.files`)."""
 
     def deployment(self, generation: int) -> Deployment | None:
         return next((found for found in self.deployments if found.generation == generation), None)

@@ -13,7 +13,20 @@ from pipeline.errors import SpecError
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("airflow", "mlflow", "torch", "vllm", "great_expectations", "httpx", "supervisor")
-WITH_EXAMPLE = ["up", "status", "fleet", "release", "promote", "rollback", "chat", "logs", "validate", "plan", "init"]
+WITH_EXAMPLE = [
+    "up",
+    "status",
+    "audit",
+    "fleet",
+    "release",
+    "promote",
+    "rollback",
+    "chat",
+    "logs",
+    "validate",
+    "plan",
+    "init",
+]
 
 
 def test_help_lists_every_command() -> None:
@@ -35,6 +48,7 @@ def test_help_lists_every_command() -> None:
         "plan",
         "demo",
         "init",
+        "audit",
     ]:
         assert f" {command} " in said
 

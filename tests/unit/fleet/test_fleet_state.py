@@ -37,7 +37,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     served = Served(version="1", generation=3, deployment=2)
     model = ModelFleet(name="m", generation=3, serving=served, weights={2: 100}, deployments=(deployment(2),))
     FleetFiles(tmp_path).write(model)
-    assert FleetFiles(tmp_path).get("m") == model
+    assert FleetFiles(tmp_path).get("m").changed(unrecorded=()) == model
     view = read_fleet(tmp_path)["m"]
     assert [(replica.healthy, replica.weight) for replica in view.replicas] == [(None, 50.0), (None, 50.0)]
 

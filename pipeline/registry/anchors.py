@@ -1,0 +1,40 @@
+"""Digests of the audit log in MLflow: whoever replaces the whole log has to change the registry's database, too.
+
+Each promotion by a rollout leaves one at the version that it promoted, as the tag `slipway.audit`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import audit
+from pipeline.registry.models import Registry
+
+AUDIT_TAG = "slipway.audit"
+"""Number and digest of the newest entry at that moment."""
+
+
+class Tags(Protocol):
+    """What an anchor needs of the registry."""
+
+    def tag(self, name: str, version: str, key: str, value: str) -> None: ...
+
+
+def drop_anchor(registry: Tags, home_path: Path, name: str, version: str) -> None:
+    """Keeps the newest entry's digest at `version`. Raises TransientError: MLflow does not answer."""
+    head = audit.newest(home_path)
+    registry.tag(name, version, AUDIT_TAG, f"{head.number} {head.digest}")
+
+
+def anchors(registry: Registry) -> list[audit.Anchor]:
+    """Every digest that MLflow keeps. Raises TransientError: it does not answer."""
+    return [
+        _anchor(found.tags[AUDIT_TAG], f"{name} version {found.version} in MLflow")
+        for name in registry.names()
+        for found in registry.versions(name)
+        if AUDIT_TAG in found.tags
+    ]
+
+
+def _anchor(text: str, where: str) -> audit.Anchor:
+    number, _, digest = text.partition(" ")
+    return audit.Anchor.model_validate({"number": number, "digest": digest, "where": where})
