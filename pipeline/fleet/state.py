@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
+from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.stack.layout import LOOPBACK, Layout, Ports
 
 MAX_HISTORY = 50
@@ -83,6 +84,8 @@ class Rollout(Contract):
     """Who asked for it; empty if nobody said."""
     started_at: float
     ended_at: float | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    """Its last judgement."""
 
 
 class ModelFleet(Contract):

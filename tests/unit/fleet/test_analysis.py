@@ -1,11 +1,8 @@
 """When a canary is good enough."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from pipeline.fleet.analysis import AccessLog, Observation, error_rate_lower_bound, judge
+from pipeline.fleet.analysis.judging import Observation, error_rate_lower_bound, judge
 
 FAST, SLOW = (0.1,) * 10, (0.5,) * 10
 
@@ -40,21 +37,3 @@ def test_a_canary_is_judged_by_certain_errors_and_by_its_median(
 def test_the_error_bound_is_that_of_clopper_and_pearson(errors: int, requests: int, bound: float) -> None:
     """Against published values: the 5 % quantile of Beta(errors, requests − errors + 1)."""
     assert error_rate_lower_bound(errors, requests) == pytest.approx(bound, abs=1e-4)
-
-
-def test_the_access_log_is_read_from_now_on_and_without_probes(tmp_path: Path) -> None:
-    """A line that is still being written is left for later."""
-    path = tmp_path / "access.jsonl"
-    line = {"model": "tiny", "code": 200, "generation": "2", "client": "client", "duration_us": 1000}
-    path.write_text(json.dumps(line) + "\n")
-    log = AccessLog.from_now(path)
-    with path.open("a") as file:
-        for changes in ({}, {"client": "probe"}, {"model": "other"}, {"code": 500}, {"generation": None}):
-            file.write(json.dumps({**line, "duration_us": 5000, **changes}) + "\n")
-        file.write('{"model": "ti')
-    assert log.latencies_s("tiny", without="probe") == {"2": (0.005,)}
-
-
-def test_a_log_that_does_not_exist_yet_is_empty(tmp_path: Path) -> None:
-    """The gateway may not have answered anybody."""
-    assert AccessLog.from_now(tmp_path / "none").latencies_s("tiny", without="probe") == {}

@@ -7,13 +7,10 @@ version's, measured at the same time on the same prompts; a difference below `LA
 ratio of two very short times is mostly noise.
 """
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 CONFIDENCE = 0.95
 LATENCY_FLOOR_S = 0.05
@@ -106,36 +103,3 @@ def _tail(errors: int, requests: int, *, rate: float) -> float:
         ways = math.lgamma(requests + 1) - math.lgamma(count + 1) - math.lgamma(requests - count + 1)
         below += math.exp(ways + count * math.log(rate) + (requests - count) * math.log1p(-rate))
     return 1.0 - below
-
-
-@dataclass
-class AccessLog:
-    """The gateway's access log from one moment on."""
-
-    path: Path
-    offset: int = 0
-
-    @classmethod
-    def from_now(cls, path: Path) -> "AccessLog":
-        return cls(path, path.stat().st_size if path.exists() else 0)
-
-    def latencies_s(self, model: str, *, without: str) -> dict[str, tuple[float, ...]]:
-        """Durations of the answers that clients got, by the deployment (its generation) that gave them.
-
-        Args:
-            without: this client's requests are left out.
-        """
-        found: dict[str, list[float]] = {}
-        for line in self._lines():
-            if line["model"] == model and line["code"] == 200 and line["generation"] and line["client"] != without:
-                found.setdefault(line["generation"], []).append(line["duration_us"] / 1e6)
-        return {generation: tuple(values) for generation, values in found.items()}
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield json.loads(line)

@@ -1,0 +1,68 @@
+"""The gateway's access log from one moment on, read piece by piece."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class AccessLog:
+    """The answers that clients got from one model, by the deployment (its generation) that gave them.
+
+    Each line is read once. A log that was replaced by a new one is read from its beginning.
+    """
+
+    path: Path
+    model: str
+    without: str
+    """This client's requests are left out."""
+    offset: int = 0
+    inode: int = 0
+    num_requests: dict[str, int] = field(default_factory=dict)
+    """Answers of whatever status."""
+    durations_s: dict[str, list[float]] = field(default_factory=dict)
+    """From the request's first byte to the answer's last, of answers with status 200."""
+    first_bytes_s: dict[str, list[float]] = field(default_factory=dict)
+    """From the request's first byte to the answer's first, of streamed answers with status 200."""
+
+    @classmethod
+    def from_now(cls, path: Path, model: str, *, without: str) -> "AccessLog":
+        found = path.stat() if path.exists() else None
+        return cls(path, model, without, offset=found.st_size if found else 0, inode=found.st_ino if found else 0)
+
+    def read(self) -> None:
+        """Takes in what was written since."""
+        for line in self._lines():
+            generation = line.get("generation")
+            if line.get("model") != self.model or not generation or line.get("client") == self.without:
+                continue
+            self.num_requests[generation] = self.num_requests.get(generation, 0) + 1
+            if line.get("code") != 200:
+                continue
+            # A stream that broke, or whose client went away, has no end, and Envoy writes null.
+            if line.get("duration_us") is not None:
+                self.durations_s.setdefault(generation, []).append(line["duration_us"] / 1e6)
+            if line.get("first_byte_us") is not None and _is_stream(line):
+                self.first_bytes_s.setdefault(generation, []).append(line["first_byte_us"] / 1e6)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Whole lines alone: one that is still being written is left for later."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            inode = self.path.stat().st_ino
+            if self.inode not in (0, inode):
+                self.offset = 0
+            self.inode = inode
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                yield json.loads(line)
+
+
+def _is_stream(line: dict[str, Any]) -> bool:
+    return str(line.get("content_type") or "").startswith("text/event-stream")
