@@ -33,7 +33,7 @@ with DAG(
 ) as dag:
     plan = PhaseOperator(task_id="plan", work=steps.plan_work)
     start_canary = PhaseOperator(task_id="start_canary", work=steps.start_canary_work)
-    shift = PhaseOperator(task_id="shift", work=steps.shift_work)
+    shift = PhaseOperator(task_id="shift", work=steps.shift_work, retries=steps.SHIFT_RETRIES)
     promote = PhaseOperator(task_id="promote", work=steps.promote_work)
     # Runs after failures too, and decides by itself; its own failure is what marks the run as failed.
     roll_back = RollBackOperator(task_id="roll_back", work=steps.roll_back_work, trigger_rule=TriggerRule.ALL_DONE)

@@ -1,18 +1,31 @@
-"""What a person does to the fleet outside a rollout: taking the last version change back."""
+"""What a person does to the fleet outside a rollout: taking the last version change back, and holding a rollout where
+it is.
+"""
 
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
+from pipeline import audit
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError, TransientError
+from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.gateway import Gateway
-from pipeline.fleet.parts import Aliases
-from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
+from pipeline.fleet.parts import Aliases, running_rollout, superseding
+from pipeline.fleet.state import Deployment, ModelFleet, Paused, Rollout, Served, said
 from pipeline.registry.models import CHAMPION, SERVING, Registry
 from pipeline.stack.layout import Layout
 
 ROLLED_BACK: Final = "rolled back"
 """How a rollout ends that a person asked for by `rollback`."""
+
+
+class Told(NamedTuple):
+    """What the audit log is to know."""
+
+    action: str
+    by: str
+    reason: str
 
 
 class RolledBack(Contract):
@@ -25,6 +38,74 @@ class RolledBack(Contract):
     immediate: bool
     """The traffic has moved already; otherwise the rollout that the alias starts has to start replicas first."""
     reason: str
+
+
+def pause(layout: Layout, name: str, *, by: str, reason: str) -> Rollout:
+    """Holds the rollout of `name` that runs now: its weights stay where they are, and its watch goes on.
+
+    Nothing moves any more when this returns. It needs neither the gateway nor MLflow.
+
+    Args:
+        by: who asks for it.
+        reason: why; shown wherever the rollout is.
+
+    Raises:
+        SpecError: no rollout runs, all traffic is on the new version already, or somebody has paused it before.
+    """
+
+    def hold(running: Rollout) -> Rollout:
+        if running.paused:
+            raise SpecError(f"rollout {running.generation} of {name} is paused already, {said(running.paused)}")
+        if "shift" in running.phases:
+            raise SpecError(
+                f"rollout {running.generation} of {name} has passed its last step, so nothing is left to hold:"
+                f" `slipway rollback {name}` takes version {running.version} back"
+            )
+        return running.model_copy(update={"paused": Paused(by=by, reason=reason, at=time.time())})
+
+    return _controlled(layout, name, hold, Told("pause", by, reason))
+
+
+def resume(layout: Layout, name: str, *, by: str, reason: str) -> Rollout:
+    """Lets a paused rollout go on from where it is.
+
+    Returns:
+        The rollout as it goes on.
+
+    Raises:
+        SpecError: no rollout runs, or it is not paused.
+    """
+
+    def let_go(running: Rollout) -> Rollout:
+        if running.paused is None:
+            raise SpecError(f"rollout {running.generation} of {name} is not paused: there is nothing to resume")
+        return running.model_copy(update={"paused": None})
+
+    return _controlled(layout, name, let_go, Told("resume", by, reason))
+
+
+def _controlled(layout: Layout, name: str, change: Callable[[Rollout], Rollout], told: Told) -> Rollout:
+    """Changes the rollout that runs, under the lock; `told` goes to the audit log first."""
+    files = FleetFiles(layout.home_path)
+    with files.lock():
+        model = files.get(name)
+        running = running_rollout(model)
+        if running is None:
+            newest = model.rollout(model.generation)
+            past = f"its last one, {newest.generation}, is {newest.outcome}" if newest else "it was never rolled out"
+            raise SpecError(f"no rollout of {name} runs now: {past}")
+        changed = change(running)
+        audit.record(
+            layout,
+            action=told.action,
+            actor=told.by,
+            model=name,
+            version=running.version,
+            generation=running.generation,
+            reason=told.reason,
+        )
+        files.write(model.with_rollout(changed))
+        return changed
 
 
 def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> RolledBack:
@@ -103,13 +184,14 @@ def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
 
 def _moved(model: ModelFleet, target: Served) -> ModelFleet:
     """A rollout of its own number, so that whichever is under way ends as superseded."""
-    generation = model.generation + 1
-    moment = time.time()
+    replaced = model.serving.version if model.serving else None
+    model = superseding(model)
+    generation, moment = model.generation, time.time()
     rollout = Rollout(
         generation=generation,
         request_id=f"rollback-{generation}",
         version=target.version,
-        previous=model.serving.version if model.serving else None,
+        previous=replaced,
         phases=("rollback",),
         outcome=ROLLED_BACK,
         reason="asked for",
@@ -118,7 +200,6 @@ def _moved(model: ModelFleet, target: Served) -> ModelFleet:
     )
     serving = target.model_copy(update={"generation": generation})
     return model.changed(
-        generation=generation,
         serving=serving,
         previous=None if model.canary else model.serving,
         canary=None,

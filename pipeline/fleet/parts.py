@@ -13,7 +13,7 @@ from typing import Protocol
 from pipeline.errors import TransientError
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.replicas import Replicas
-from pipeline.fleet.state import Deployment, ModelFleet, Rollout
+from pipeline.fleet.state import Deployment, ModelFleet, Paused, Rollout
 from pipeline.fleet.vllm import DRAIN_S
 from pipeline.registry.models import RegisteredVersion
 from pipeline.stack.layout import Layout
@@ -81,6 +81,17 @@ class Fleet:
     def is_newest(self, name: str, generation: int) -> bool:
         return self.files.get(name).generation <= generation
 
+    def paused(self, name: str, generation: int) -> Paused | None:
+        """Whether a person holds rollout `generation` now.
+
+        Raises:
+            Superseded: a newer rollout has begun.
+        """
+        model = self.files.get(name)
+        if model.generation > generation:
+            raise Superseded
+        return required_rollout(model, generation).paused
+
     def all_healthy(self, deployment: Deployment) -> bool:
         """Whether the gateway sees every replica of it answering its health check."""
         health = self.gateway.healthy() or {}
@@ -131,7 +142,23 @@ def with_phase(model: ModelFleet, generation: int, phase: str, **values: object)
 
 
 def ended(outcome: str, reason: str) -> dict[str, object]:
-    return {"outcome": outcome, "reason": reason, "ended_at": time.time()}
+    """What a rollout that is over says of itself."""
+    return {"outcome": outcome, "reason": reason, "ended_at": time.time(), "paused": None}
+
+
+def running_rollout(model: ModelFleet) -> Rollout | None:
+    """The newest rollout, as long as nothing has become of it yet."""
+    newest = model.rollout(model.generation)
+    return newest if newest and newest.outcome == "running" else None
+
+
+def superseding(model: ModelFleet) -> ModelFleet:
+    """The model with the next generation, which ends the rollout that runs now."""
+    running, generation = running_rollout(model), model.generation + 1
+    if running:
+        told = ended("superseded", f"rollout {generation} has begun")
+        model = model.with_rollout(running.model_copy(update=told))
+    return model.changed(generation=generation)
 
 
 def required_rollout(model: ModelFleet, generation: int) -> Rollout:

@@ -12,7 +12,16 @@ from typing import Any
 
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
-from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, unused, with_phase
+from pipeline.fleet.parts import (
+    Fleet,
+    Superseded,
+    ended,
+    required_rollout,
+    running_rollout,
+    superseding,
+    unused,
+    with_phase,
+)
 from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.shifting import shift
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served
@@ -99,14 +108,19 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
     """Takes the next number. A canary of another version loses its traffic at once."""
     with fleet.files.lock():
         model = fleet.files.get(spec.name)
+        before = running_rollout(model)
+        model = superseding(model)
         rollout = Rollout(
-            generation=model.generation + 1,
+            generation=model.generation,
             request_id=spec.request_id,
             version=champion,
             previous=model.serving.version if model.serving else None,
             started_at=time.time(),
         )
-        model = model.changed(generation=rollout.generation).with_rollout(rollout)
+        if before and before.version == champion:
+            # A repeated event: whoever held the version where it was still does.
+            rollout = rollout.model_copy(update={"paused": before.paused, "step": before.step})
+        model = model.with_rollout(rollout)
         if model.canary and model.canary.version != champion:
             model = model.changed(canary=None, weights=_all_on(model.serving))
         fleet.files.write(model)
@@ -196,8 +210,10 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
     settings = registered.recipe.rollout
 
     def intend(model: ModelFleet) -> ModelFleet:
-        known = model.deployment(spec.generation)
-        return model if known else model.with_deployment(_new_deployment(spec, fleet, registered))
+        if model.deployment(spec.generation):
+            return model
+        rollout = required_rollout(model, spec.generation).model_copy(update={"step": 0})
+        return model.with_rollout(rollout).with_deployment(_new_deployment(spec, fleet, registered))
 
     deployment = fleet.change(spec.name, spec.generation, intend).deployment(spec.generation)
     assert deployment is not None
@@ -307,7 +323,7 @@ def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
 def _promoted(model: ModelFleet, generation: int) -> dict[str, object]:
     """Its end is noted once: `retire` counts from then."""
     ended_at = required_rollout(model, generation).ended_at
-    return {"outcome": "promoted", "ended_at": ended_at or time.time()}
+    return {"outcome": "promoted", "ended_at": ended_at or time.time(), "paused": None}
 
 
 def roll_back(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:

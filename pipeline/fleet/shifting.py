@@ -1,15 +1,27 @@
 """The phase `shift`: moves traffic to the canary in steps, and looks at each whether it deserves more.
 
-`pipeline.fleet.watching` looks.
+`pipeline.fleet.watching` looks. A person may pause the rollout at any time: then nothing moves, and the look goes on.
 """
 
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pipeline.contracts import recipe as recipes
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.judging import Finding, Observation
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
 from pipeline.fleet.probes import prompts_of
-from pipeline.fleet.state import ModelFleet
+from pipeline.fleet.state import ModelFleet, said
 from pipeline.fleet.watching import Watch
+
+HELD_POLL_S = 0.5
+"""While the rollout is paused before its first step."""
+
+
+class Held(Exception):
+    """A person has paused the rollout: nothing moves."""
 
 
 def shift(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
@@ -24,23 +36,73 @@ def shift(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     settings = registered.recipe.rollout
     steps = (100,) if _goes_at_once(fleet, model) else settings.steps
     prompts = prompts_of(fleet.fetch_predictions(registered))
-    seen = Observation(requests=0, errors=0, probes=0)
-    reason = ""
-    comparisons: tuple[Comparison, ...] = ()
-    for index in range(min(rollout.step, len(steps) - 1), len(steps)):
-        model = _set_weight(spec, fleet, index=index, weight=steps[index])
+    index = min(rollout.step, len(steps) - 1)
+    model = _first_weight(spec, fleet, index=index, weight=steps[index])
+    while True:
         fleet.say(f"{steps[index]} % of the traffic: watching for {settings.step_s:g} s or more")
+        seen = _look(fleet, model, settings, prompts, index)
+        fleet.say(
+            f"{steps[index]} % of the traffic is {seen.finding}: {seen.reason}; {seen.figures.probes} were probes"
+        )
+        if seen.finding != "healthy":
+            model = _take_back(spec, fleet, f"at {steps[index]} % of the traffic: {seen.reason}", seen.comparisons)
+            return _result(spec, model, outcome="unhealthy", reason=seen.reason, seen=seen.figures)
+        try:
+            if index + 1 == len(steps):
+                model = fleet.change(spec.name, spec.generation, _finished(spec.generation, seen.comparisons))
+                return _result(spec, model, outcome="healthy", reason=seen.reason, seen=seen.figures)
+            model = _set_weight(spec, fleet, index=index + 1, weight=steps[index + 1])
+            index += 1
+        except Held:
+            continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one look found."""
+
+    finding: Finding
+    reason: str
+    figures: Observation
+    comparisons: tuple[Comparison, ...]
+
+
+def _look(fleet: Fleet, model: ModelFleet, settings: recipes.Rollout, prompts: Iterator[str], index: int) -> Seen:
+    """One step; and again, with new figures each time, for as long as the rollout is paused."""
+
+    def look(until: Callable[[], bool] | None = None) -> Seen:
         with Watch.open(fleet, model, settings, prompts, step=index) as watch:
-            finding, reason, seen = watch.observe()
-        comparisons = watch.comparisons
-        fleet.say(f"{steps[index]} % of the traffic is {finding}: {reason}; {seen.probes} were probes")
-        if finding != "healthy":
-            model = _take_back(spec, fleet, f"at {steps[index]} % of the traffic: {reason}", comparisons)
-            return _result(spec, model, outcome="unhealthy", reason=reason, seen=seen)
-    model = fleet.change(
-        spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "shift", comparisons=comparisons)
-    )
-    return _result(spec, model, outcome="healthy", reason=reason, seen=seen)
+            finding, reason, figures = watch.observe(until)
+        return Seen(finding=finding, reason=reason, figures=figures, comparisons=watch.comparisons)
+
+    seen = look()
+    while seen.finding == "healthy" and (paused := fleet.paused(model.name, model.generation)):
+        fleet.say(f"paused {said(paused)}; the weights stay, the watch goes on")
+        seen = look(until=lambda: fleet.paused(model.name, model.generation) is None)
+    return seen
+
+
+def _first_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> ModelFleet:
+    """Where the steps begin, once nobody holds the rollout. A weight that is set already is no move."""
+    told = False
+    while True:
+        try:
+            return _set_weight(spec, fleet, index=index, weight=weight)
+        except Held:
+            paused = fleet.paused(spec.name, spec.generation)
+            if paused and not told:
+                fleet.say(f"paused {said(paused)}; the weights stay")
+                told = True
+            time.sleep(HELD_POLL_S)
+
+
+def _finished(generation: int, comparisons: tuple[Comparison, ...]) -> Callable[[ModelFleet], ModelFleet]:
+    def finish(model: ModelFleet) -> ModelFleet:
+        if required_rollout(model, generation).paused:
+            raise Held
+        return with_phase(model, generation, "shift", comparisons=comparisons)
+
+    return finish
 
 
 def _goes_at_once(fleet: Fleet, model: ModelFleet) -> bool:
@@ -59,7 +121,10 @@ def _set_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> 
         weights = {model.canary.deployment: weight}
         if model.serving:
             weights[model.serving.deployment] = 100 - weight
-        rollout = required_rollout(model, spec.generation).model_copy(update={"step": index})
+        rollout = required_rollout(model, spec.generation)
+        if rollout.paused and weights != model.weights:
+            raise Held
+        rollout = rollout.model_copy(update={"step": index})
         return model.changed(weights=weights).with_rollout(rollout)
 
     return fleet.change(spec.name, spec.generation, move)

@@ -66,6 +66,21 @@ class Served(Contract):
     """The generation whose replicas it is: an older one when warm replicas were taken back."""
 
 
+class Paused(Contract):
+    """A rollout that a person holds where it is."""
+
+    by: str
+    """Who."""
+    reason: str
+    at: float
+    """Unix time."""
+
+
+def said(paused: Paused) -> str:
+    """`by ann since 14:03:12 UTC: looking at a complaint`."""
+    return f"by {paused.by} since {time.strftime('%H:%M:%S', time.gmtime(paused.at))} UTC: {paused.reason}"
+
+
 class Rollout(Contract):
     """One numbered move from a version to another, and how far it got."""
 
@@ -78,10 +93,12 @@ class Rollout(Contract):
     step: int = 0
     """Index of the traffic step that `shift` is at."""
     outcome: str = "running"
-    """running, promoted, failed, rolled back, or unchanged."""
+    """running, promoted, failed, rolled back, superseded, or unchanged."""
     reason: str = ""
     by: str = ""
     """Who asked for it; empty if nobody said."""
+    paused: Paused | None = None
+    """While it is held: the weights stay, and a canary that is found worse is still taken back."""
     started_at: float
     ended_at: float | None = None
     comparisons: tuple[Comparison, ...] = ()

@@ -7,7 +7,7 @@ found and latency is compared on the same prompts at the same time.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -74,8 +74,12 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         self.probing.close()
 
-    def observe(self) -> tuple[Finding, str, Observation]:
-        """Looks for `step_s` seconds, longer while the figures are too few, shorter once errors are certain."""
+    def observe(self, until: Callable[[], bool] | None = None) -> tuple[Finding, str, Observation]:
+        """Looks for `step_s` seconds, longer while the figures are too few, shorter once errors are certain.
+
+        Args:
+            until: ends the look early, in favour of a canary that is not found worse, as soon as it holds.
+        """
         wanted = max(self.settings.min_requests, MIN_LATENCIES)
         began, began_at = time.monotonic(), time.time()
         said = written = began
@@ -89,6 +93,7 @@ class Watch:
             self.comparisons = self._compare(seen)
             enough = elapsed >= self.settings.step_s and seen.requests >= wanted and seen.probes >= MIN_LATENCIES
             over = self._errors_are_certain(seen) or (enough and finding != "undecided")
+            over = over or (finding == "healthy" and until is not None and until())
             if enough and seen.requests >= PATIENCE * wanted and not over:
                 finding, over = "unhealthy", True
             if over or time.monotonic() - written > WRITE_EVERY_S:

@@ -23,13 +23,15 @@ from slipway_airflow.upstream import Upstream, Work
 DEADLINES_S = {
     "plan": 300.0,
     "start_canary": 3600.0,
-    "shift": 6 * 3600.0,
+    "shift": 366 * 86400.0,
     "promote": 900.0,
     "roll_back": 900.0,
     "retire": 24 * 3600.0,
 }
-"""Nets below the limits that the recipe sets (ready_timeout_s, step_s, keep_warm_s), which the phases keep
-themselves."""
+"""Nets below the limits that the recipe sets (ready_timeout_s, step_s, keep_warm_s), which the phases keep themselves.
+That of `shift` is no net, because a person may pause a rollout for days: its steps end by themselves."""
+SHIFT_RETRIES = 20
+"""Each restart of the stack costs one, and a paused rollout may live through many."""
 
 
 class PhaseOperator(StepOperator):
