@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands import gateway_app, rollout_app
+from pipeline.commands import gateway_app, keys_app, rollout_app
 from pipeline.errors import SlipwayError, SpecError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="State lives in $SLIPWAY_HOME (default: .slipway beside the code). Start with `slipway demo`.",
 )
 app.add_typer(gateway_app.app, name="gateway")
+app.add_typer(keys_app.app, name="keys")
 app.add_typer(rollout_app.app, name="rollout")
 
 

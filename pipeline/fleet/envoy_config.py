@@ -7,6 +7,7 @@ endpoints change only when its fallback does. Field names are those of Envoy's v
 
 from typing import Any
 
+from pipeline.fleet.doors import filters as doors
 from pipeline.fleet.state import Deployment, ModelFleet
 
 Json = dict[str, Any]
@@ -14,6 +15,11 @@ Json = dict[str, Any]
 API = "type.googleapis.com/envoy"
 FILTERS = f"{API}.extensions.filters.http"
 MAX_BODY_BYTES = 1 << 20
+MAX_HEADERS_KIB = 32
+HEADERS_TIMEOUT_S = 10
+"""From a request's first byte to the end of its headers."""
+REQUEST_TIMEOUT_S = 60
+"""From a request's first byte to the end of its body."""
 METADATA = "slipway"
 NO_MODEL, BAD_BODY = "slipway:no-model", "slipway:bad-body"
 """No model's name holds a colon."""
@@ -35,11 +41,16 @@ def listener(bound: Json, access_log_path: str, xds_path: str) -> Json:
         "http_filters": http_filters(),
         "normalize_path": True,
         "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "early_header_mutation_extensions": doors.early_mutations(),
         "use_remote_address": True,
         "always_set_request_id_in_response": True,
         "delayed_close_timeout": "0.05s",
         "stream_idle_timeout": "300s",
-        "request_timeout": "60s",
+        "request_headers_timeout": f"{HEADERS_TIMEOUT_S}s",
+        "request_timeout": f"{REQUEST_TIMEOUT_S}s",
+        "max_request_headers_kb": MAX_HEADERS_KIB,
+        "http2_protocol_options": {"max_concurrent_streams": 128, "initial_stream_window_size": 65536},
         "common_http_protocol_options": {"idle_timeout": "600s", "headers_with_underscores_action": "REJECT_REQUEST"},
         "server_header_transformation": "PASS_THROUGH",
         "local_reply_config": {"mappers": local_replies()},
@@ -55,7 +66,7 @@ def listener(bound: Json, access_log_path: str, xds_path: str) -> Json:
 
 
 def http_filters() -> list[Json]:
-    """Key first, then size, then the model's name out of the body, then routing."""
+    """Key and limits first, then size, then the model's name out of the body, then routing."""
     rule = {
         "selectors": [{"key": "model"}],
         "on_present": {"metadata_namespace": METADATA, "key": "model", "type": "STRING"},
@@ -63,7 +74,7 @@ def http_filters() -> list[Json]:
         "on_error": {"metadata_namespace": METADATA, "key": "model", "value": BAD_BODY},
     }
     return [
-        _filter("envoy.filters.http.api_key_auth", "api_key_auth.v3.ApiKeyAuth"),
+        *doors.key_filters(),
         _filter("envoy.filters.http.buffer", "buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES),
         _filter(
             "envoy.filters.http.json_to_metadata",
@@ -116,6 +127,7 @@ def local_replies() -> list[Json]:
     """Envoy's own plain-text refusals in the form that OpenAI's clients read."""
     return [
         _reply(_status(401), "missing or unknown API key: send `Authorization: Bearer KEY`", "invalid_api_key"),
+        _reply(_status(429), "this key's limit of requests a second is reached: slow down", "rate_limit_exceeded"),
         _reply(_status(413), f"the request body is larger than {MAX_BODY_BYTES} bytes", "request_too_large"),
         _reply(
             _flags("UH", "UF", "UO", "URX", "UC", "NC", "LR", "UR"), "no replica can answer now: retry", "unavailable"

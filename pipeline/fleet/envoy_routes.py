@@ -6,10 +6,12 @@ between its deployments by weight. Moving traffic changes nothing but this table
 
 import json
 
+from pipeline.fleet.doors import filters as doors
+from pipeline.fleet.doors.clients import Client
+from pipeline.fleet.doors.keys import PROBE_CLIENT as PROBE_CLIENT
 from pipeline.fleet.envoy_config import (
     API,
     BAD_BODY,
-    FILTERS,
     METADATA,
     NO_MODEL,
     Json,
@@ -21,10 +23,8 @@ from pipeline.fleet.state import ModelFleet
 
 COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 HEALTH_PATH = "/healthz"
-CLIENT = "client"
-PROBE_CLIENT = "slipway-probe"
-"""Whose key may force a version with `x-slipway-canary`. The gateway writes `x-client-id` itself, from the key."""
 CANARY_HEADER = "x-slipway-canary"
+"""Counts from clients that may choose. The gateway writes `x-client-id` itself, from the key."""
 SESSION_HEADER = "x-slipway-session"
 """Requests that name the same session stay on one version while the weights rise."""
 RETRIED_STATUS = (500, 503)
@@ -32,13 +32,14 @@ RETRIED_STATUS = (500, 503)
 errors are counted against it and yet reach no client while the stable version can answer."""
 
 
-def route_table(models: dict[str, ModelFleet], keys: dict[str, str]) -> Json:
-    """Which request goes where. `keys` gives each client's API key."""
+def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...]) -> Json:
+    """Which request goes where, and who may send it."""
     serving = {name: model for name, model in sorted(models.items()) if model.weights}
-    completions = [route for path in COMPLETION_PATHS for route in completion_routes(path, serving)]
+    choosers = tuple(client.name for client in clients if client.may_choose)
+    completions = [route for path in COMPLETION_PATHS for route in completion_routes(path, serving, choosers)]
     health = {**_exactly(HEALTH_PATH, "GET"), **_answer(200, {"status": "ok", "models": list(serving)})}
     health["typed_per_filter_config"] = {
-        "envoy.filters.http.api_key_auth": {"@type": f"{API}.config.route.v3.FilterConfig", "disabled": True}
+        doors.KEY_FILTER: {"@type": f"{API}.config.route.v3.FilterConfig", "disabled": True}
     }
     listing = [{"id": name, "object": "model", "owned_by": "slipway"} for name in serving]
     refusal = error_body(f"no such path here; there are {', '.join(COMPLETION_PATHS)} and /v1/models", "unknown_path")
@@ -51,8 +52,7 @@ def route_table(models: dict[str, ModelFleet], keys: dict[str, str]) -> Json:
             *completions,
             {"match": {"prefix": "/"}, **_answer(404, refusal)},
         ],
-        "typed_per_filter_config": {"envoy.filters.http.api_key_auth": api_keys(keys)},
-        "request_headers_to_remove": ["x-slipway-version", "x-slipway-model", "x-slipway-generation"],
+        "typed_per_filter_config": doors.per_host(clients),
     }
     return {
         "@type": f"{API}.config.route.v3.RouteConfiguration",
@@ -62,24 +62,14 @@ def route_table(models: dict[str, ModelFleet], keys: dict[str, str]) -> Json:
     }
 
 
-def api_keys(keys: dict[str, str]) -> Json:
-    """A key in any of the client's requests becomes `x-client-id`; whatever the client sent there is overwritten."""
-    return {
-        "@type": f"{FILTERS}.api_key_auth.v3.ApiKeyAuthPerRoute",
-        "credentials": [{"key": key, "client": client} for client, key in sorted(keys.items())],
-        "key_sources": [{"header": "Authorization"}],
-        "forwarding": {"header": "x-client-id", "hide_credentials": True},
-    }
-
-
-def completion_routes(path: str, serving: dict[str, ModelFleet]) -> list[Json]:
+def completion_routes(path: str, serving: dict[str, ModelFleet], choosers: tuple[str, ...]) -> list[Json]:
     """The routes of one path: each model's, then a clear refusal of every other request."""
     if not serving:
         nothing = error_body("no model is served yet: release one, then retry", "nothing_served")
         return [{**_exactly(path, "POST"), **_answer(503, nothing)}]
     routes: list[Json] = []
     for model in serving.values():
-        routes += model_routes(path, model)
+        routes += model_routes(path, model, choosers)
     known = ", ".join(serving)
     for value, message, code in (
         (NO_MODEL, f"the request names no `model`; served here: {known}", "missing_model"),
@@ -91,12 +81,12 @@ def completion_routes(path: str, serving: dict[str, ModelFleet]) -> list[Json]:
     return routes
 
 
-def model_routes(path: str, model: ModelFleet) -> list[Json]:
-    """A forced route for probes to each side, and the weighted one for everybody."""
+def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROBE_CLIENT,)) -> list[Json]:
+    """A forced route to each side for clients that may choose, and the weighted one for everybody."""
     routes = []
     for word, side in (("always", model.canary), ("never", model.serving)):
         if side is not None:
-            headers = [_header("x-client-id", PROBE_CLIENT), _header(CANARY_HEADER, word)]
+            headers = [_one_of(doors.CLIENT_HEADER, choosers), _header(CANARY_HEADER, word)]
             action = {"cluster": cluster_name(model.name, side.deployment), **_route_action()}
             routes.append({"match": _with_model(path, model.name, headers), "route": action})
     clusters = [
@@ -156,6 +146,11 @@ def _with_model(path: str, name: str, headers: list[Json] | None = None) -> Json
 
 def _header(name: str, value: str) -> Json:
     return {"name": name, "string_match": {"exact": value}}
+
+
+def _one_of(name: str, values: tuple[str, ...]) -> Json:
+    """`values` are names of clients, which hold nothing that a regular expression reads as anything else."""
+    return {"name": name, "string_match": {"safe_regex": {"regex": "|".join(values)}}}
 
 
 def _answer(status: int, body: Json) -> Json:

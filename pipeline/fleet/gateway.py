@@ -20,6 +20,8 @@ from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
+from pipeline.fleet.doors import keys
+from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.settings import ROOT
@@ -155,7 +157,7 @@ class Gateway:
         """The files for `models`, without asking Envoy: for before it runs."""
         self._write_endpoints(models)
         self._write_resources("cds", self._clusters(models))
-        self._write_resources("rds", [routes.route_table(models, self._keys())])
+        self._write_resources("rds", [routes.route_table(models, self.clients())])
         self._write_targets(models)
 
     def apply(self) -> None:
@@ -173,15 +175,17 @@ class Gateway:
         leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
         self._write_endpoints(models)
         self._bring("cds", [*wanted, *leaving])
-        self._bring("rds", [routes.route_table(models, self._keys())])
+        self._bring("rds", [routes.route_table(models, self.clients())])
         if leaving:
             self._bring("cds", wanted)
         for path in self.eds_path.glob("[!.]*.json"):
             if path.stem not in names:
                 path.unlink()
 
-    def _keys(self) -> dict[str, str]:
-        return {routes.CLIENT: client_key(self.layout), routes.PROBE_CLIENT: probe_key(self.layout)}
+    def clients(self) -> tuple[Client, ...]:
+        """Everybody who may come in now."""
+        own = {keys.CLIENT: client_key(self.layout), keys.PROBE_CLIENT: probe_key(self.layout)}
+        return clients_of(keys.read_ring(self.layout), own, frozenset(), time.time())
 
     def _clusters(self, models: dict[str, ModelFleet]) -> list[config.Json]:
         has_containers = jobs_part.place_of(self.layout).bridge_address is not None

@@ -94,10 +94,12 @@ class Stack:
 
     def _up_gateway(self, say: Say) -> None:
         from pipeline.fleet import epochs, gateway
+        from pipeline.fleet.doors import keeper
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
         self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
+        self._put(keeper.program(self.layout))
         say(GATEWAY, "ready")
 
     def _up_mlflow(self, say: Say) -> None:

@@ -24,6 +24,9 @@ OWN = {
     "gateway": "http://gateway-admin:9901/ready",
 }
 """Service to what it answers itself."""
+ALIVE = {"doors": Path("/var/lib/slipway/fleet/doors/alive")}
+"""Service to the file that it touches several times a second."""
+MAX_SILENCE_S = 60.0
 HEARTBEATS = {
     "airflow-scheduler": "scheduler",
     "airflow-dag-processor": "dag_processor",
@@ -35,12 +38,19 @@ HEARTBEATS = {
 def main() -> int:
     service = sys.argv[1]
     try:
-        problem = _of_heartbeat(HEARTBEATS[service]) if service in HEARTBEATS else _of_answer(OWN[service])
+        problem = _problem(service)
     except (urllib.error.URLError, OSError, ValueError) as error:
         problem = f"no answer: {error}"
     if problem:
         print(problem)
     return 1 if problem else 0
+
+
+def _problem(service: str) -> str:
+    if service in ALIVE:
+        silent_s = time.time() - ALIVE[service].stat().st_mtime
+        return f"it has done nothing for {silent_s:.0f} s" if silent_s > MAX_SILENCE_S else ""
+    return _of_heartbeat(HEARTBEATS[service]) if service in HEARTBEATS else _of_answer(OWN[service])
 
 
 def judge_heartbeat(report: dict[str, Any], since: float) -> str:

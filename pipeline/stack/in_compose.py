@@ -2,10 +2,10 @@
 
     python -m pipeline.stack.in_compose SERVICE [ARGUMENTS …]
 
-SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow` or `gateway`; `airflow ARGUMENTS` runs any
-of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store. Reads the folder SLIPWAY_SECRETS.
-A secret reaches a program through its environment or a file in memory, never through its command line; what
-`docker inspect` shows holds none.
+SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway` or `doors`; `airflow ARGUMENTS`
+runs any of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store. Reads the folder
+SLIPWAY_SECRETS. A secret reaches a program through its environment or a file in memory, never through its command
+line; what `docker inspect` shows holds none.
 """
 
 import dataclasses
@@ -67,6 +67,7 @@ def prepare(service: str, arguments: tuple[str, ...], configured: Settings) -> R
         "airflow": lambda: airflow(arguments, configured),
         "mlflow": lambda: mlflow(configured),
         "gateway": lambda: gateway(configured),
+        "doors": lambda: doors(configured),
         "run": lambda: Run(arguments, client_variables(configured)),
     }
     if service not in known or (service in ("airflow", "run") and not arguments):
@@ -213,6 +214,11 @@ def gateway(configured: Settings) -> Run:
     write_atomically(part.client_key_path(layout), read_secret(secrets_path(configured), "gateway_api_key"))
     program = part.program(layout)
     return Run(program.command, program.environment, Path(str(program.directory)))
+
+
+def doors(configured: Settings) -> Run:
+    """What keeps the gateway at what its clients may do."""
+    return Run((sys.executable, "-m", "pipeline.fleet.doors", str(configured.home_path)))
 
 
 if __name__ == "__main__":

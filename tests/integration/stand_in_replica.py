@@ -3,7 +3,10 @@
 Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind the real version middleware. The
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
 
-    {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20}
+    {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20,
+     "echo": true}
+
+With `echo` the answer's text is the request as the replica saw it.
 """
 
 import asyncio
@@ -42,6 +45,12 @@ async def stream(send: Any, manners: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
 
+def seen(scope: Any) -> dict[str, Any]:
+    """Method, path and headers."""
+    headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
+    return {"method": scope["method"], "path": scope["path"], "headers": headers}
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
@@ -62,7 +71,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     elif request.get("stream"):
         await stream(send, manners)
     else:
-        message = {"role": "assistant", "content": f"client {dict(scope['headers']).get(b'x-client-id', b'').decode()}"}
+        client = dict(scope["headers"]).get(b"x-client-id", b"").decode()
+        content = json.dumps(seen(scope)) if manners.get("echo") else f"client {client}"
+        message = {"role": "assistant", "content": content}
         await answer(send, 200, {"model": request["model"], "choices": [{"index": 0, "message": message}]})
 
 

@@ -3,11 +3,15 @@
 import json
 
 from pipeline.fleet import envoy_config as config
+from pipeline.fleet.doors.clients import Client
 from pipeline.fleet.envoy_routes import COMPLETION_PATHS, PROBE_CLIENT, model_routes, route_table
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
 
 DIGEST = "0" * 64
-KEYS = {"client": "secret", "slipway-probe": "probes"}
+CLIENTS = (
+    Client(name="client", digests=("1" * 64,)),
+    Client(name="slipway-probe", digests=("2" * 64,), may_choose=True),
+)
 
 
 def deployment(generation: int, port: int) -> Deployment:
@@ -31,7 +35,7 @@ MODEL = ModelFleet(
 
 
 def routes(models: dict[str, ModelFleet]) -> list[config.Json]:
-    found: list[config.Json] = route_table(models, KEYS)["virtual_hosts"][0]["routes"]
+    found: list[config.Json] = route_table(models, CLIENTS)["virtual_hosts"][0]["routes"]
     return found
 
 
@@ -50,8 +54,8 @@ def test_only_the_probes_client_has_forced_routes() -> None:
     forced = model_routes("/v1/completions", MODEL)[:-1]
     assert [route["route"]["cluster"] for route in forced] == ["m.g2", "m.g1"]
     for route in forced:
-        matched = {header["name"]: header["string_match"]["exact"] for header in route["match"]["headers"]}
-        assert matched["x-client-id"] == PROBE_CLIENT
+        matched = {header["name"]: header["string_match"] for header in route["match"]["headers"]}
+        assert matched["x-client-id"] == {"safe_regex": {"regex": PROBE_CLIENT}}
 
 
 def test_a_canary_falls_back_on_what_serves_and_that_on_what_is_warm() -> None:

@@ -1,5 +1,6 @@
 """What each of docker compose's services becomes, and where its secrets are and are not."""
 
+import hashlib
 import json
 import os
 import socket
@@ -111,7 +112,10 @@ def test_the_gateway_takes_the_clients_key_from_its_secret(configured: Settings,
     compose_setup.write_json(layout.stack_path, compose_services.ports(configured))
     command = run("gateway", configured).command
     assert secrets["gateway_api_key"] not in " ".join(command)
-    assert secrets["gateway_api_key"] in (layout.gateway_path / "xds" / "rds.json").read_text()
+    assert (layout.fleet_path / "client_key").read_text() == secrets["gateway_api_key"]
+    routes = (layout.gateway_path / "xds" / "rds.json").read_text()
+    assert secrets["gateway_api_key"] not in routes
+    assert hashlib.sha256(secrets["gateway_api_key"].encode()).hexdigest() in routes
     listener = json.loads((layout.gateway_path / "xds" / "lds.json").read_text())["resources"][0]
     assert listener["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 8000}
     admin = json.loads((layout.gateway_path / "bootstrap.json").read_text())["admin"]
