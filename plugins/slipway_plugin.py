@@ -1,8 +1,9 @@
-"""What Airflow loads of Slipway: a listener. The library beside it is a plain package."""
+"""What Airflow loads of Slipway: a listener, and the page Fleet. The library beside it is a plain package."""
 
 from airflow.plugins_manager import AirflowPlugin
 
 from slipway_airflow import listener
+from slipway_airflow.web.plugin import EXTERNAL_VIEWS, FASTAPI_APPS
 
 
 class SlipwayPlugin(AirflowPlugin):
@@ -10,3 +11,5 @@ class SlipwayPlugin(AirflowPlugin):
 
     name = "slipway"
     listeners = [listener]  # noqa: RUF012 - as Airflow wants it
+    fastapi_apps = FASTAPI_APPS
+    external_views = EXTERNAL_VIEWS

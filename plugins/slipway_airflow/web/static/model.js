@@ -1,0 +1,169 @@
+// One model's card: traffic, rollout, versions, replicas, history.
+
+import { h, link, pill } from "./dom.js";
+import { ago, iso, lasted, moment } from "./words.js";
+
+const ROLES = { serving: "serving", canary: "canary", previous: "kept warm", champion: "champion, not served yet" };
+const OUTCOMES = {
+  promoted: "good",
+  failed: "bad",
+  "rolled back": "bad",
+  superseded: "quiet",
+  unchanged: "quiet",
+  running: "busy",
+};
+const PHASES = ["plan", "start_canary", "shift", "promote", "retire"];
+const PHASE_NAMES = {
+  plan: "Plan",
+  start_canary: "Start canary",
+  shift: "Shift traffic",
+  promote: "Promote",
+  retire: "Retire",
+};
+const SHOWN = 5;
+
+const PARTS = ["head", "traffic", "rollout", "versions", "replicas", "history"];
+
+export function modelCard(node, model, page, draw) {
+  if (!node.childElementCount) node.append(...PARTS.map((part) => h("div", { "data-part": part, class: part })));
+  const part = (name, value, make) =>
+    draw(node.querySelector(`:scope > [data-part="${name}"]`), `${model.name}/${name}`, value, make);
+  part("head", [model.name, model.champion, model.versions, model.mlflow_url], () => head(model));
+  part("traffic", model.versions, traffic);
+  part("rollout", [model.rollout, model.versions], ([rollout, versions]) => (rollout ? underWay(rollout, versions) : []));
+  part("versions", model.versions, versionList);
+  part("replicas", model.replicas, replicaList);
+  part("history", model.history, history);
+}
+
+export const services = (page) => [
+  h("li", null, service("Gateway", page.gateway_answers, null, page.gateway_url)),
+  h("li", null, service("MLflow", page.mlflow_answers, page.mlflow_url, page.mlflow_url)),
+];
+
+const service = (name, answers, url, address) =>
+  h(
+    "span",
+    { class: `chip ${answers ? "good" : "bad"}`, title: address ?? "" },
+    h("span", { class: "dot", "aria-hidden": "true" }),
+    link(name, url, { target: "_blank" }),
+    h("span", { class: "muted" }, answers ? "answers" : "does not answer"),
+  );
+
+function head(model) {
+  const serving = model.versions.find((row) => row.role === "serving");
+  return [
+    h(
+      "div",
+      { class: "title" },
+      h("h2", null, link(model.name, model.mlflow_url, { target: "_blank", title: "The model in MLflow" })),
+      h(
+        "p",
+        { class: "muted" },
+        serving ? `Version ${serving.version} is served` : "Nothing is served",
+        model.champion && model.champion !== serving?.version ? `; version ${model.champion} should be.` : ".",
+      ),
+    ),
+  ];
+}
+
+function traffic(versions) {
+  const shares = versions.filter((row) => row.weight > 0);
+  if (!shares.length) return h("p", { class: "muted" }, "No traffic goes to this model.");
+  const said = shares.map((row) => `version ${row.version} (${ROLES[row.role]}) ${row.weight} %`).join(", ");
+  const bar = h("div", { class: "bar", role: "img", "aria-label": `Traffic: ${said}` });
+  for (const row of shares) {
+    const piece = h("span", { class: row.role, title: `version ${row.version}: ${row.weight} %` }, `${row.weight} %`);
+    piece.style.flexGrow = row.weight;
+    bar.append(piece);
+  }
+  return bar;
+}
+
+const time = (at) => h("time", { datetime: iso(at), title: moment(at), "data-at": at }, ago(at, Date.now() / 1000));
+
+function underWay(rollout, versions) {
+  const canary = versions.find((row) => row.role === "canary");
+  const done = new Set(["plan", ...rollout.phases]);
+  const current = PHASES.find((phase) => !done.has(phase));
+  const steps = PHASES.map((phase) =>
+    h(
+      "li",
+      { class: done.has(phase) ? "done" : phase === current ? "now" : "", "aria-current": phase === current ? "step" : null },
+      PHASE_NAMES[phase],
+      phase === "shift" && phase === current && canary ? ` · ${canary.weight} %` : "",
+    ),
+  );
+  return [
+    h(
+      "div",
+      { class: "line" },
+      h("h3", null, `Rollout ${rollout.generation}`),
+      pill("under way", "busy"),
+      h("span", null, `version ${rollout.previous ?? "none"} → ${rollout.version}`),
+      h("span", { class: "muted" }, "began ", time(rollout.started_at)),
+      rollout.run_url && h("a", { href: rollout.run_url }, "DAG run"),
+    ),
+    h("ol", { class: "phases", "aria-label": "Phases" }, steps),
+  ];
+}
+
+function versionList(versions) {
+  const rows = versions.map((row) =>
+    h(
+      "li",
+      null,
+      h("span", { class: `mark ${row.role}`, "aria-hidden": "true" }),
+      h("strong", null, link(`Version ${row.version}`, row.mlflow_url, { target: "_blank", title: "The version in MLflow" })),
+      h("span", { class: "muted" }, ROLES[row.role], row.generation ? `, rollout ${row.generation}` : ""),
+      h("span", { class: "figure" }, `${row.weight} %`),
+    ),
+  );
+  return [h("h3", null, "Versions"), rows.length ? h("ul", { class: "rows" }, rows) : h("p", { class: "muted" }, "None.")];
+}
+
+function replicaList(replicas) {
+  const kinds = { healthy: "good", unhealthy: "bad", unknown: "quiet" };
+  const rows = replicas.map((row) =>
+    h(
+      "li",
+      null,
+      pill(row.health, kinds[row.health]),
+      h("span", { class: "name" }, h("strong", null, row.id), h("span", { class: "muted" }, row.address)),
+      h("span", { class: "muted" }, `version ${row.version}`),
+      h("span", { class: "figure" }, `${row.weight} %`),
+    ),
+  );
+  const well = replicas.filter((row) => row.health === "healthy").length;
+  return [
+    h("h3", null, "Replicas", replicas.length ? h("span", { class: "muted" }, ` ${well} of ${replicas.length} healthy`) : ""),
+    rows.length ? h("ul", { class: "rows" }, rows) : h("p", { class: "muted" }, "None runs."),
+  ];
+}
+
+function history(rollouts) {
+  const rows = rollouts.map(past);
+  const list = [h("ul", { class: "past" }, rows.slice(0, SHOWN))];
+  if (rows.length > SHOWN) {
+    const older = h("ul", { class: "past" }, rows.slice(SHOWN));
+    list.push(h("details", { "data-key": "older" }, h("summary", null, `${rows.length - SHOWN} older ones`), older));
+  }
+  return [h("h3", null, "Rollouts"), rows.length ? list : h("p", { class: "muted" }, "None has ended yet.")].flat();
+}
+
+const past = (row) =>
+  h(
+    "li",
+    null,
+    h("span", { class: "number" }, `#${row.generation}`),
+    pill(row.outcome, OUTCOMES[row.outcome] ?? "quiet"),
+    h("span", { class: "move" }, `${row.previous ?? "none"} → `, link(row.version, row.mlflow_url, { target: "_blank" })),
+    h("span", { class: "why" }, row.reason || h("span", { class: "muted" }, "no reason was needed")),
+    h(
+      "span",
+      { class: "when muted" },
+      time(row.ended_at ?? row.started_at),
+      row.ended_at ? `, took ${lasted(row.ended_at - row.started_at)}` : "",
+      row.run_url && [" · ", h("a", { href: row.run_url }, "DAG run")],
+    ),
+  );

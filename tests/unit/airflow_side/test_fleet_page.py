@@ -1,0 +1,135 @@
+"""What the page Fleet is told, from the fleet's files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import SpecError
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, models_path
+from slipway_airflow.hooks.champions import Aliases
+from slipway_airflow.web import plugin, views
+
+MLFLOW = "http://127.0.0.1:5000"
+LINKS = views.Links(airflow_path="/airflow/", mlflow_url=MLFLOW, run_ids={"run 7"})
+
+
+def rollout(generation: int, **values: Any) -> Rollout:
+    found = {"request_id": f"run {generation}", "version": str(generation), "previous": None, "started_at": 10.0}
+    return Rollout.model_validate({**found, "generation": generation, **values})
+
+
+def deployment(generation: int, version: str) -> Deployment:
+    return Deployment(
+        version=version,
+        generation=generation,
+        bundle_digest="0" * 64,
+        replicas=(Replica(id=f"r{generation}-0", port=4000 + generation), Replica(id=f"r{generation}-1", port=5000)),
+        ready=True,
+        routed=True,
+    )
+
+
+def served(generation: int, version: str) -> Served:
+    return Served(version=version, generation=generation, deployment=generation)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A canary on trial, and a rollout before it that a newer one overtook."""
+    model = ModelFleet(
+        name="tiny",
+        generation=7,
+        serving=served(5, "5"),
+        canary=served(7, "7"),
+        weights={5: 75, 7: 25},
+        deployments=(deployment(5, "5"), deployment(7, "7")),
+        history=(
+            rollout(5, outcome="promoted", ended_at=20.0),
+            rollout(6),
+            rollout(7, previous="5", phases=("start_canary",)),
+        ),
+    )
+    files = FleetFiles(tmp_path)
+    with files.lock():
+        files.write(model)
+    return tmp_path
+
+
+def page_of(home: Path, aliases: dict[str, Aliases] | None = None, links: views.Links = LINKS) -> views.FleetPage:
+    fleet, answers = views.read(home)
+    return views.fleet_page(fleet, aliases, links, user="ada", may_press=True, gateway=(answers, None))
+
+
+def test_versions_have_their_parts_their_traffic_and_their_place_in_mlflow(home: Path) -> None:
+    """The bar is drawn from these."""
+    (model,) = page_of(home).models
+    assert [(row.role, row.version, row.weight) for row in model.versions] == [
+        ("serving", "5", 75),
+        ("canary", "7", 25),
+    ]
+    assert model.versions[1].mlflow_url == f"{MLFLOW}/#/models/tiny/versions/7"
+
+
+def test_a_champion_that_is_not_served_is_shown_beside_the_others(home: Path) -> None:
+    """And one that is served is not shown twice."""
+    (model,) = page_of(home, {"tiny": Aliases(champion="9", serving="5")}).models
+    assert [(row.role, row.version) for row in model.versions][-1] == ("champion", "9")
+    (model,) = page_of(home, {"tiny": Aliases(champion="7", serving="5")}).models
+    assert [row.role for row in model.versions] == ["serving", "canary"]
+
+
+def test_a_gateway_that_does_not_answer_leaves_health_unknown(home: Path) -> None:
+    """Neither well nor ill: there is no stack in this home."""
+    page = page_of(home)
+    assert page.gateway_answers is False
+    assert {row.health for row in page.models[0].replicas} == {"unknown"}
+    assert sum(row.weight for row in page.models[0].replicas) == 100
+
+
+def test_the_rollout_under_way_stands_apart_from_those_that_have_ended(home: Path) -> None:
+    """Newest first; one that was overtaken never got an outcome, and is called superseded."""
+    (model,) = page_of(home).models
+    assert model.rollout is not None
+    assert model.rollout.generation == 7
+    assert [(row.generation, row.outcome) for row in model.history] == [(6, "superseded"), (5, "promoted")]
+    assert model.history[0].reason == "rollout 7 began"
+
+
+def test_a_rollout_leads_to_its_dag_run_if_airflow_has_one(home: Path) -> None:
+    """With what is special in a run's id quoted, below wherever Airflow is served from."""
+    (model,) = page_of(home).models
+    assert model.rollout is not None
+    assert model.rollout.run_url == "/airflow/dags/rollout/runs/run%207"
+    assert [row.run_url for row in model.history] == [None, None]
+
+
+def test_a_model_that_was_never_rolled_out_is_shown_from_the_registry(tmp_path: Path) -> None:
+    """Nothing serves it yet."""
+    (model,) = page_of(tmp_path, {"new": Aliases(champion="1")}).models
+    assert (model.name, model.rollout, model.replicas) == ("new", None, ())
+    assert [(row.role, row.weight) for row in model.versions] == [("champion", 0)]
+
+
+def test_without_mlflow_there_are_no_links_to_it_and_the_fleet_is_shown_all_the_same(home: Path) -> None:
+    """Its state is in files."""
+    page = page_of(home, None, views.Links(airflow_path="/", mlflow_url=None, run_ids=set()))
+    assert page.mlflow_answers is False
+    assert [row.mlflow_url for row in page.models[0].versions] == [None, None]
+
+
+def test_a_damaged_state_is_an_error_that_says_what_to_do(home: Path) -> None:
+    """The page shows the message."""
+    path = models_path(home) / "tiny.json"
+    path.write_text("{")
+    with pytest.raises(SpecError, match=r"(?s)tiny\.json is damaged .* roll the model out again"):
+        views.read(home)
+
+
+def test_the_entry_in_the_navigation_leads_to_the_application() -> None:
+    """Below wherever Airflow is served from, so without a slash in front."""
+    (app,), (view,) = plugin.FASTAPI_APPS, plugin.EXTERNAL_VIEWS
+    assert f"/{view['href']}" == f"{app['url_prefix']}/fleet"
+    for icon in ("icon", "icon_dark_mode"):
+        assert (Path(views.__file__).parent / "static" / Path(str(view[icon])).name).is_file()
