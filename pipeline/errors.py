@@ -5,6 +5,7 @@
     ├── DataError           65  the data is wrong
     │   ├── GateRefused     65  a gate looked at the result and said no
     │   ├── IntegrityError  65  bytes are not what their manifest says
+    │   │   └── BundleRefused   65  a bundle that nobody trusted has signed, or that is not what was signed
     │   └── ReplicaFailed   65  a replica that does not serve what it should
     ├── TransientError      75  a fault that may pass: the store, MLflow, a full disk
     └── JobLost             75  the process that did the work died without saying why
@@ -46,6 +47,10 @@ class GateRefused(DataError):
 
 class IntegrityError(DataError):
     """An artifact whose bytes differ from its manifest."""
+
+
+class BundleRefused(IntegrityError):
+    """A bundle that no replica may load: unsigned, altered, signed by a stranger, or able to run code."""
 
 
 class ReplicaFailed(DataError):

@@ -25,6 +25,7 @@
 | SLIPWAY_AGENT           | none                       | the socket of the agent that starts containers for others |
 | SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
 | SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
+| SLIPWAY_SIGNING_KEY     | the home's signing/key     | the private key of bundles, for who registers them        |
 | SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY or GATEWAY_ADMIN              |
 """
 
@@ -45,6 +46,8 @@ PORT_PREFIX = "SLIPWAY_PORT_"
 BackendName = Literal["process", "docker", "agent"]
 SECRET_PREFIXES = ("AWS_", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
 """Of the variables that a step may need and that nobody else may see."""
+SIGNING_KEY = "SLIPWAY_SIGNING_KEY"
+"""Of the variables, the one that only the step `register` may see."""
 
 
 class Settings(BaseModel):
@@ -61,6 +64,8 @@ class Settings(BaseModel):
     """User and password for MLflow."""
     secrets_path: Path | None = None
     """Where secrets are files, instead of being the home's `credentials.json`."""
+    signing_key: str | None = Field(default=None, repr=False)
+    """The private key that signs bundles, where it is not a file of the home."""
     release: str | None = None
     node_rank: int = 0
     nodes: int = 1
@@ -117,6 +122,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
         tracking_login=_tracking_login(environ),
         secrets_path=Path(environ["SLIPWAY_SECRETS"]) if environ.get("SLIPWAY_SECRETS") else None,
+        signing_key=environ.get(SIGNING_KEY) or None,
         release=environ.get("SLIPWAY_RELEASE") or None,
         node_rank=node_rank,
         nodes=nodes,

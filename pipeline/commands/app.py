@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands import gateway_app, keys_app, rollout_app
+from pipeline.commands import gateway_app, keys_app, rollout_app, signing_app
 from pipeline.errors import SlipwayError, SpecError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(gateway_app.app, name="gateway")
 app.add_typer(keys_app.app, name="keys")
 app.add_typer(rollout_app.app, name="rollout")
+app.add_typer(signing_app.app, name="signing")
 
 
 def complete_recipe(beginning: str) -> list[str]:

@@ -325,7 +325,7 @@ STEPS: dict[str, StepInfo] = {
     "evaluate": StepInfo(spec=EvaluateSpec, result=EvaluateResult, environment="serve"),
     "compress": StepInfo(spec=CompressSpec, result=CompressResult, environment="model"),
     "evaluate_compressed": StepInfo(spec=EvaluateCompressedSpec, result=EvaluateCompressedResult, environment="serve"),
-    "register": StepInfo(spec=RegisterSpec, result=RegisterResult, environment="control"),
+    "register": StepInfo(spec=RegisterSpec, result=RegisterResult, environment="control", version=2),
     "promote": StepInfo(spec=PromoteSpec, result=PromoteResult, environment="control"),
     "rollout": StepInfo(spec=RolloutSpec, result=RolloutResult, environment="control"),
     "suggest": StepInfo(spec=SuggestSpec, result=SuggestResult, environment="control"),

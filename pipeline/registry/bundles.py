@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.artifacts.digests import entries_digest, file_entries
 from pipeline.contracts.manifest import FileEntry
 from pipeline.errors import GateRefused
+from pipeline.registry import file_kinds
 
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model", ".md", ".yaml", ".png"})
 """`.model` is a SentencePiece tokenizer; `.jsonl` and `.png` are the training's records beside an unquantized model."""
@@ -15,7 +16,8 @@ def inspect_bundle(folder: Path) -> tuple[tuple[FileEntry, ...], str]:
     """The files of a model folder and the digest over them: what a replica must load.
 
     Raises:
-        GateRefused: a file of a kind that may hold code (a pickle, say), or no weights at all.
+        GateRefused: a file of a kind that may hold code (a pickle, say), one whose bytes are of another kind than its
+            name says, or no weights at all.
     """
     entries = file_entries(folder)
     for entry in entries:
@@ -23,6 +25,11 @@ def inspect_bundle(folder: Path) -> tuple[tuple[FileEntry, ...], str]:
             raise GateRefused(
                 f"{folder}: {entry.path} may not stand in a model bundle, since loading it can run code; expected only"
                 f" {', '.join(sorted(ALLOWED_SUFFIXES))}; save the weights as safetensors and release again"
+            )
+        if wrong := file_kinds.problem(folder / entry.path):
+            raise GateRefused(
+                f"{folder}: {entry.path} {wrong}; in a model bundle it may hide code; expected what its name says:"
+                " save the weights as safetensors and release again"
             )
     if not any(entry.path.endswith(".safetensors") for entry in entries):
         raise GateRefused(f"{folder} holds no weights: expected at least one .safetensors file; finetune again")

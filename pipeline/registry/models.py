@@ -34,6 +34,8 @@ KEY_TAG = "slipway.key"
 BUNDLE_DIGEST_TAG = "slipway.bundle_digest"
 REGISTRATION_TAG = "slipway.registration"
 """URI of the registration artifact."""
+SIGNATURE_TAG = "slipway.signature"
+"""A DSSE envelope: who vouches for the bundle (pipeline/signing/bundles.py)."""
 
 
 class VersionSummary(Contract):

@@ -15,6 +15,7 @@ import psutil
 from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
+from pipeline.signing import keys
 from pipeline.stack import airflow_part, jobs_part, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
@@ -63,6 +64,7 @@ class Stack:
         wanted = {**self.settings.ports, **(ports or {})}
         check_ports(self.layout.choose_ports(wanted), self._own_pids())
         self.layout.ensure_credentials()
+        keys.ensure(self.layout)
         if jobs_part.choose(self.layout, self.settings, backend).backend == "docker":
             say("steps", "run as containers")
         self.supervisor.start()

@@ -24,7 +24,7 @@ AIRFLOW = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "
 CLIENTS = (*AIRFLOW, "jobs")
 """They use MLflow and the store, or start steps that do."""
 
-Kind = Literal["password", "fernet", "api_key", "given"]
+Kind = Literal["password", "fernet", "api_key", "signing_key", "given"]
 """`given` is not ours to make: the file is empty until somebody writes it."""
 
 
@@ -65,6 +65,12 @@ SECRETS = (
     Secret(name="s3_secret_key", restart=("s3", "setup", "mlflow", *CLIENTS)),
     Secret(name="gateway_api_key", kind="api_key", restart=("gateway",)),
     Secret(name="grafana_password", restart=("grafana",)),
+    Secret(
+        name="signing_key",
+        kind="signing_key",
+        restart=("setup", "jobs"),
+        then="docker compose run --rm cli signing show   # and `signing distrust KEY` for the old one, if it leaked",
+    ),
     Secret(name="hf_token", kind="given", restart=("jobs",)),
 )
 
@@ -132,7 +138,7 @@ def generate(kind: Kind) -> str:
     """Random, and safe in a URL: database passwords stand in one."""
     if kind == "given":
         return ""
-    if kind == "fernet":
+    if kind in ("fernet", "signing_key"):  # 32 random bytes are an Ed25519 key
         return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     return ("slipway-" if kind == "api_key" else "") + secrets.token_urlsafe(32)
 

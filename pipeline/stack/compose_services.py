@@ -50,6 +50,12 @@ def hub_login(folder: Path) -> dict[str, str]:
     return {"HF_TOKEN": token} if token else {}
 
 
+def signing_login(folder: Path) -> dict[str, str]:
+    """The key that signs bundles, for those who have it: the command line, and who starts the step that registers."""
+    path = folder / "signing_key"
+    return {"SLIPWAY_SIGNING_KEY": path.read_text().strip()} if path.exists() else {}
+
+
 def mlflow_login(folder: Path) -> dict[str, str]:
     """What MLflow's client and `pipeline.settings` read."""
     return {

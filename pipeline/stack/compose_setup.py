@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import SlipwayError, SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
+from pipeline.signing import keys
 from pipeline.stack import compose_services
 from pipeline.stack.compose_services import DATABASES, POSTGRES_HOST, SUPERUSER
 from pipeline.stack.layout import Layout, read_secret, write_json
@@ -34,8 +35,15 @@ def set_up(configured: Settings, folder: Path) -> None:
     layout = Layout(configured.home_path)
     layout.create()
     write_json(layout.stack_path, compose_services.ports(configured))
+    trust_signer(layout, folder)
     create_databases(folder)
     create_bucket(configured, folder)
+
+
+def trust_signer(layout: Layout, folder: Path) -> None:
+    """What the secret key signs is accepted; so is what an earlier one signed, until somebody says otherwise."""
+    identity = keys.trust(layout, keys.parse_private(read_secret(folder, "signing_key"), "signing_key").public_key())
+    print(f"bundles signed by {keys.short(identity)}: trusted", flush=True)
 
 
 def create_databases(folder: Path) -> None:

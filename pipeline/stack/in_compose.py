@@ -82,9 +82,14 @@ def secrets_path(configured: Settings) -> Path:
 
 
 def client_variables(configured: Settings) -> dict[str, str]:
-    """Credentials of the store, of MLflow and, where a service has them, of the model hub."""
+    """Credentials of the store, of MLflow and, where a service has them, of the model hub and of the signer."""
     folder = secrets_path(configured)
-    logins = (compose_services.store_login, compose_services.mlflow_login, compose_services.hub_login)
+    logins = (
+        compose_services.store_login,
+        compose_services.mlflow_login,
+        compose_services.hub_login,
+        compose_services.signing_login,
+    )
     return {name: value for login in logins for name, value in login(folder).items()}
 
 

@@ -149,6 +149,20 @@ class Layout:
         return self.home_path / "data"
 
     @property
+    def signing_path(self) -> Path:
+        return self.home_path / "signing"
+
+    @property
+    def signing_key_path(self) -> Path:
+        """The private key that signs bundles."""
+        return self.signing_path / "key"
+
+    @property
+    def trusted_keys_path(self) -> Path:
+        """Public keys; a folder of its own, since a rollout reads it and must not see the private one."""
+        return self.signing_path / "trusted"
+
+    @property
     def dags_path(self) -> Path:
         """Generated DAG files: one for each recipe with a schedule."""
         return self.home_path / "dags"
@@ -190,6 +204,8 @@ class Layout:
             self.data_path,
             self.dags_path,
             self.recipes_path,
+            self.signing_path,
+            self.trusted_keys_path,
         ):
             folder.mkdir(exist_ok=True)
         self._create_runtime()

@@ -1,7 +1,8 @@
 """register: puts the chosen bundle into the model registry, with everything that it comes from.
 
 Reads the manifests of validate, finetune, evaluate and evaluate_compressed, and the bundle itself. Writes
-model_card.md, and one version in MLflow whose tags name the bundle by digest. The weights stay in the artifact store.
+model_card.md, and one version in MLflow whose tags name the bundle by digest and hold its signature. The weights stay
+in the artifact store.
 """
 
 import json
@@ -15,8 +16,10 @@ from pipeline.registry.bundles import inspect_bundle
 from pipeline.registry.connection import required_tracking_uri
 from pipeline.registry.lineage import Lineage, gather, run_metrics, version_tags
 from pipeline.registry.model_card import render
-from pipeline.registry.models import BUNDLE_DIGEST_TAG, REGISTRATION_TAG, Registry
+from pipeline.registry.models import BUNDLE_DIGEST_TAG, REGISTRATION_TAG, SIGNATURE_TAG, Registry
 from pipeline.registry.runs import MlflowRun, open_run
+from pipeline.signing.bundles import Registered, sign
+from pipeline.signing.keys import key_id, short, signing_key
 
 MLFLOW_FOLDER = "model"
 
@@ -27,16 +30,19 @@ def run(spec: RegisterSpec, job: Job) -> RegisterResult:
     Raises:
         GateRefused: the bundle holds a file that may run code.
         IntegrityError: a byte of the bundle, or a manifest behind it, was altered.
+        SpecError: there is no key to sign with.
         TransientError: MLflow does not answer.
     """
     tracking_uri = required_tracking_uri(job)
+    key = signing_key(job.settings)
     files, bundle_digest = inspect_bundle(job.fetch_model(spec.bundle))
     lineage = gather(spec, bundle_digest)
     card_path = job.staging_path / "model_card.md"
     card_path.write_text(render(lineage), encoding="utf-8")
     with open_run(job, tracking_uri) as mlflow_run:
         _log(mlflow_run, lineage, job=job, card_path=card_path, files=files)
-        registered = Registry(tracking_uri, job.settings.home_path).create(
+        registry = Registry(tracking_uri, job.settings.home_path)
+        registered = registry.create(
             spec.name,
             key=job.key,
             source=mlflow_run.artifact_uri(MLFLOW_FOLDER),
@@ -44,7 +50,11 @@ def run(spec: RegisterSpec, job: Job) -> RegisterResult:
             tags={**version_tags(lineage), BUNDLE_DIGEST_TAG: bundle_digest, REGISTRATION_TAG: job.out_uri},
             description=card_path.read_text(encoding="utf-8"),
         )
+        # After it has its number, which is signed too; until this step's artifact exists nobody can serve the version.
+        vouched = Registered(model=spec.name, version=registered.version, bundle_digest=bundle_digest)
+        registry.tag(spec.name, registered.version, SIGNATURE_TAG, sign(vouched, files, key))
     job.say(f"registered {spec.name} version {registered.version}: bundle {bundle_digest}, {lineage.verdict.reason}")
+    job.say(f"signed by the key {short(key_id(key.public_key()))}")
     return RegisterResult(name=spec.name, version=registered.version, bundle_digest=bundle_digest)
 
 

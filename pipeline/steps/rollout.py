@@ -8,9 +8,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.agent import AgentClient
-from pipeline.artifacts.digests import folder_digest
 from pipeline.contracts.specs import RegisterSpec, RolloutResult, RolloutSpec
-from pipeline.errors import IntegrityError
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
 from pipeline.fleet.parts import Fleet
 from pipeline.fleet.remote_replicas import RemoteReplicas
@@ -20,6 +18,8 @@ from pipeline.job import Job
 from pipeline.registry.connection import required_tracking_uri
 from pipeline.registry.models import RegisteredVersion, Registry
 from pipeline.settings import Settings
+from pipeline.signing.bundles import verified_folder
+from pipeline.signing.keys import trusted
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
@@ -36,7 +36,7 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
         layout=layout,
         registry=Registry(required_tracking_uri(job), layout.home_path),
         replicas=Replicas(replica_host(job.settings, layout)),
-        fetch_bundle=lambda version: verified_bundle(version, job),
+        fetch_bundle=lambda version: verified_folder(version, trusted(layout), job.fetch_model),
         fetch_predictions=lambda version: predictions_path(version, job),
         say=job.say,
     )
@@ -52,18 +52,6 @@ def replica_host(settings: Settings, layout: Layout) -> ReplicaHost:
     if settings.agent_path is not None:
         return RemoteReplicas(AgentClient(settings.agent_path))
     return LocalReplicas(Supervisor(layout.home_path), VllmEngine(layout, settings.python_path("serve")))
-
-
-def verified_bundle(version: RegisteredVersion, job: Job) -> Path:
-    """The bundle's folder, which is the very one that was registered."""
-    folder = job.fetch_model(version.bundle)
-    actual = folder_digest(folder)
-    if actual != version.bundle_digest:
-        raise IntegrityError(
-            f"the bundle of {version.name} version {version.version} at {version.bundle.artifact.uri} has digest"
-            f" {actual}, but {version.bundle_digest} was registered; release it again"
-        )
-    return folder
 
 
 def predictions_path(version: RegisteredVersion, job: Job) -> Path:

@@ -29,9 +29,14 @@ from pipeline.contracts.specs import (
 )
 from pipeline.job import Job
 from pipeline.settings import Settings
+from pipeline.signing import keys
+from pipeline.stack.layout import Layout
 
-HEADER = b"\x02\x00\x00\x00\x00\x00\x00\x00{}"
-"""The bytes of a safetensors file with no tensor in it."""
+
+def weights(seed: int) -> bytes:
+    """The bytes of a safetensors file with no tensor in it."""
+    header = json.dumps({"__metadata__": {"seed": str(seed)}}).encode()
+    return len(header).to_bytes(8, "little") + header
 
 
 class FinishedRelease:
@@ -39,6 +44,7 @@ class FinishedRelease:
 
     def __init__(self, home: Path, recipe: dict[str, Any] | None = None) -> None:
         self.settings = Settings(home_path=home, venvs_path=home, store_uri=f"file://{home}/store")
+        keys.ensure(Layout(home))
         self.recipe = Recipe.model_validate(
             {
                 "name": "intents",
@@ -140,13 +146,13 @@ class FinishedRelease:
             "finetune",
             FinetuneSpec(dataset=dataset, base_model=self.recipe.base_model, settings=settings),
             FinetuneResult(steps=94, parameters=1_000_000, final_train_loss=0.25, train_tokens=50_000),
-            {"config.json": b"{}", "model.safetensors": HEADER + str(seed).encode()},
+            {"config.json": b"{}", "model.safetensors": weights(seed)},
         )
 
     def _compressed(self, dataset: ArtifactRef, finetuned: ArtifactRef, *, seed: int, pickle: bool) -> ArtifactRef:
         files = {
             "w8a8/config.json": b"{}",
-            "w8a8/model.safetensors": HEADER + str(seed).encode(),
+            "w8a8/model.safetensors": weights(seed),
             "w8a8/tokenizer.json": b"{}",
             "w8a8/chat_template.jinja": b"{{ messages }}",
         }

@@ -26,12 +26,13 @@ from pipeline.containers import (
     node_name,
 )
 from pipeline.errors import SpecError
-from pipeline.settings import ROOT, Settings
+from pipeline.settings import ROOT, SIGNING_KEY, Settings, job_secrets
 from pipeline.stack.layout import Layout
 from slipway_airflow.backends.base import JobRequest
 from slipway_airflow.backends.job_folders import JobFolder
 
 FLEET_STEP = "rollout"
+SIGNING_STEP = "register"
 HOST = "host"
 GB = 10**9
 STEP_ARGUMENTS = ("-m", "pipeline")
@@ -52,6 +53,16 @@ class ContainerPlan:
     def drives_fleet(self) -> bool:
         """By what it runs, which nobody can claim to run without running it."""
         return self.request.arguments[:3] == (*STEP_ARGUMENTS, FLEET_STEP)
+
+    @property
+    def signs_bundles(self) -> bool:
+        return self.request.arguments[:3] == (*STEP_ARGUMENTS, SIGNING_STEP)
+
+    def secrets(self) -> dict[str, str]:
+        """Variables that the program gets and `docker inspect` does not show; the signing key for one step alone."""
+        path = Layout(self.settings.home_path).signing_key_path
+        key = self.settings.signing_key or (path.read_text() if self.signs_bundles and path.exists() else None)
+        return {**job_secrets(), **({SIGNING_KEY: key} if key and self.signs_bundles else {})}
 
     @property
     def drives_this_machine(self) -> bool:
@@ -145,7 +156,8 @@ class ContainerPlan:
     def _mounts_of_volume(self) -> list[Mount]:
         """Folders that we choose, whatever the request says: docs/adr/0096."""
         settings, layout = self.settings, Layout(self.settings.home_path)
-        read = [layout.stack_path] if self.drives_fleet else [layout.data_path, layout.recipes_path]
+        fleet_reads = [layout.stack_path, layout.trusted_keys_path]
+        read = fleet_reads if self.drives_fleet else [layout.data_path, layout.recipes_path]
         mounts = [volume_mount(settings, path) for path in self._written()]
         mounts += [volume_mount(settings, path, read_only=True) for path in read if path.exists()]
         if self.drives_fleet and settings.docker_agent_volume and settings.agent_path:

@@ -24,7 +24,7 @@ from docker.errors import NotFound
 from pipeline import containers, images
 from pipeline.containers import JOB_LABEL, RANK_LABEL, engine_errors, gone_is_fine
 from pipeline.errors import EXIT_BAD_SPEC, EXIT_TRANSIENT, SpecError
-from pipeline.settings import Settings, job_secrets
+from pipeline.settings import Settings
 from slipway_airflow.backends import process_runner
 from slipway_airflow.backends.base import JobHandle, JobRequest, JobStatus
 from slipway_airflow.backends.container_plan import ContainerPlan
@@ -99,7 +99,7 @@ class DockerBackend(FolderBackend):
             memory_bytes=plan.memory_bytes,
             memory_field=f"{request.resources_field or 'resources.STEP'}.memory_gb",
         )
-        self._write_folder(job, request.nodes)
+        self._write_folder(job, request.nodes, plan.secrets())
         try:
             self._start(plan)
         except BaseException:
@@ -112,7 +112,7 @@ class DockerBackend(FolderBackend):
         with engine_errors(f"use the image {name}"):
             return f"{name}@{self.engine.images.get(name).id}"
 
-    def _write_folder(self, job: JobFolder, nodes: int) -> None:
+    def _write_folder(self, job: JobFolder, nodes: int, secrets: dict[str, str]) -> None:
         """What the runners read, for whoever owns the home to read."""
         sources = {"__main__.py": "container_runner.py", "process_runner.py": "process_runner.py"}
         runner = job.path / "runner"
@@ -120,12 +120,11 @@ class DockerBackend(FolderBackend):
         runner.mkdir()
         for name, source in sources.items():
             shutil.copyfile(Path(__file__).with_name(source), runner / name)
-        secrets = json.dumps(job_secrets())
         for rank in range(nodes):
             path = job.path / f"secrets.{rank}.json"
             path.unlink(missing_ok=True)
             path.touch(mode=0o600, exist_ok=False)
-            path.write_text(secrets)
+            path.write_text(json.dumps(secrets))
         home = self.settings.home_path.stat()
         if home.st_uid != os.geteuid():
             for path in (job.path, *job.path.rglob("*")):

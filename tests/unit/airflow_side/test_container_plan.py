@@ -130,7 +130,7 @@ def test_a_rollout_in_docker_compose_sees_what_the_gateway_reads(tmp_path: Path)
     Layout(home).create()
     Layout(home).stack_path.touch()
     seen = subpaths(plan(home, IN_COMPOSE, arguments=ROLLOUT))
-    assert {name for name, writable in seen.items() if not writable} == {"stack.json"}
+    assert {name for name, writable in seen.items() if not writable} == {"stack.json", "signing/trusted"}
     assert seen.keys() >= {"fleet", "gateway", "logs", "cache", "work", "locks", "jobs/finetune-1"}
     assert not seen.keys() & {"airflow", "mlflow", "jobs", "recipes", "."}
 
@@ -139,6 +139,28 @@ def test_a_store_that_the_volume_does_not_reach_is_refused(tmp_path: Path) -> No
     """A container would write it into its own file system and lose it."""
     with pytest.raises(SpecError, match=f"{tmp_path}/store is outside {tmp_path}/home"):
         plan(tmp_path / "home", {**IN_COMPOSE, "SLIPWAY_STORE": (tmp_path / "store").as_uri()}).mounts()
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------
+
+
+REGISTER = ("-m", "pipeline", "register", "--spec", "{spec}", "--out", OUT)
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLIPWAY_SIGNING_KEY": "the key"}], ids=["in the home", "a secret"])
+def test_only_the_step_that_registers_gets_the_signing_key(tmp_path: Path, environ: dict[str, str]) -> None:
+    """Not one that trains, and not a rollout, which checks signatures."""
+    layout = Layout(tmp_path / "home")
+    layout.create()
+    layout.signing_key_path.write_text("the key")
+    found = {step: plan(tmp_path / "home", environ, arguments=step).secrets() for step in (REGISTER, ROLLOUT)}
+    assert found[REGISTER]["SLIPWAY_SIGNING_KEY"] == "the key"
+    for given in (found[ROLLOUT], plan(tmp_path / "home", environ).secrets()):
+        assert "the key" not in given.values()
+    for step in (REGISTER, ROLLOUT):
+        seen = plan(tmp_path / "home", {**IN_COMPOSE, **environ}, arguments=step)
+        assert "the key" not in seen.variables().values()
+        assert not subpaths(seen).keys() & {"signing", "signing/key", "."}
 
 
 # --- networks ----------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ def test_help_lists_every_command() -> None:
         "demo",
         "init",
         "audit",
+        "signing",
     ]:
         assert f" {command} " in said
 

@@ -7,6 +7,8 @@ import pytest
 from pipeline.artifacts.digests import folder_digest
 from pipeline.errors import GateRefused
 from pipeline.registry.bundles import inspect_bundle
+from pipeline.registry.file_kinds import PNG_BEGIN, PNG_END
+from tests.integration.finished_release import weights
 
 CODE = (
     "pytorch_model.bin",
@@ -23,10 +25,17 @@ CODE = (
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A sound one."""
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "training/loss.png"):
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": weights(1),
+        "tokenizer.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
+        "training/loss.png": PNG_BEGIN + PNG_END,
+    }
+    for name, data in files.items():
         path = tmp_path / "bundle" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        path.write_bytes(data)
     return tmp_path / "bundle"
 
 
@@ -49,4 +58,11 @@ def test_a_bundle_without_weights_is_refused(bundle: Path) -> None:
     """There is nothing to serve."""
     (bundle / "model.safetensors").unlink()
     with pytest.raises(GateRefused, match="holds no weights"):
+        inspect_bundle(bundle)
+
+
+def test_a_pickle_under_a_harmless_name_is_refused(bundle: Path) -> None:
+    """The name alone proves nothing."""
+    (bundle / "vocab.json").write_bytes(b"\x80\x04N.")
+    with pytest.raises(GateRefused, match=r"vocab\.json is a pickle"):
         inspect_bundle(bundle)

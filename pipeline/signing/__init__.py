@@ -1,0 +1,1 @@
+"""Signatures of bundles: who signs, whom this home trusts, and what may be loaded."""
