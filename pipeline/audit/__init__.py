@@ -8,11 +8,13 @@ many there are. Any process or container that shares the home may write.
     audit.verify(layout).reason
 """
 
-from pipeline.audit.entries import Entry, Event, person, rollout_actor
+from pipeline.audit.entries import NOBODY_SAID, Entry, Event, person, rollout_actor
 from pipeline.audit.log import newest, newest_first, read_entries, record, record_events
+from pipeline.audit.movers import who_made_champion
 from pipeline.audit.verification import Anchor, Verification, verify
 
 __all__ = [
+    "NOBODY_SAID",
     "Anchor",
     "Entry",
     "Event",
@@ -25,4 +27,5 @@ __all__ = [
     "record_events",
     "rollout_actor",
     "verify",
+    "who_made_champion",
 ]

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.artifacts.locks import locked
 from pipeline.audit.entries import GENESIS, Entry, Event, parse
-from pipeline.contracts.base import Contract, Digest
+from pipeline.contracts.base import Contract, Digest, canonical_json
 from pipeline.errors import IntegrityError
 from pipeline.stack.layout import Layout, write_json
 
@@ -191,9 +191,25 @@ def raw_lines(home: Layout | Path) -> Iterator[bytes]:
                     yield line[:-1]
 
 
-def newest_first(home: Layout | Path) -> Iterator[Entry]:
-    """The entries from the newest on, read in blocks from the end; lines that were altered are left out."""
-    path = log_path(home)
+def newest_first(home: Layout | Path, *, model: str | None = None) -> Iterator[Entry]:
+    """The entries from the newest on, read in blocks from the end; lines that were altered are left out.
+
+    Args:
+        model: leave out what is not about it, before it costs the time to read it in full.
+    """
+    wanted = b"" if model is None else b'"model":' + canonical_json(model)
+    for line in _lines_from_the_end(log_path(home)):
+        if wanted in line:
+            try:
+                entry = parse(line)
+            except IntegrityError:
+                continue  # verify names it
+            if model in (None, entry.model):
+                yield entry
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """Complete ones only, without their ends."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -205,15 +221,7 @@ def newest_first(home: Layout | Path) -> Iterator[Entry]:
             if is_newest and lines:
                 lines.pop()  # empty, or a line that is being written
                 is_newest = False
-            for line in reversed(lines):
-                yield from _intact(line)
+            yield from reversed(lines)
             end, rest = start, first
         if not is_newest:
-            yield from _intact(rest)
-
-
-def _intact(line: bytes) -> Iterator[Entry]:
-    try:
-        yield parse(line)
-    except IntegrityError:
-        return
+            yield rest

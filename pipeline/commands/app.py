@@ -57,6 +57,7 @@ Wait = Annotated[bool, typer.Option(help="Show the steps live until the new vers
 SummaryFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as JSON into this file, too.")
 ]
+Reason = Annotated[str, typer.Option(help="Why, for the audit log.")]
 PortOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -207,25 +208,26 @@ def promote(
     name: Annotated[str, typer.Argument(help="The registered model.")],
     version: Annotated[str, typer.Argument(help="Its version, as MLflow numbers it.")],
     wait: Wait = True,
+    reason: Reason = "by hand",
 ) -> None:
     """Make a version the champion; the fleet follows by itself.
 
-    Example: `slipway promote demo 3`
+    Example: `slipway promote demo 3 --reason "answers the new questions"`
     """
     from pipeline.commands import champion
 
-    champion.promote(name, version, wait=wait)
+    champion.promote(name, version, wait=wait, reason=reason)
 
 
 @app.command()
-def rollback(name: Annotated[str, typer.Argument(help="The registered model.")]) -> None:
+def rollback(name: Annotated[str, typer.Argument(help="The registered model.")], reason: Reason = "by hand") -> None:
     """Go back to the version that served before. At once while its replicas are warm.
 
     Example: `slipway rollback demo`
     """
     from pipeline.commands import champion
 
-    champion.rollback(name)
+    champion.rollback(name, reason=reason)
 
 
 @app.command()
@@ -249,6 +251,22 @@ def audit(
         command.verify(as_json=as_json)
     else:
         command.show(name, action, last=last, as_json=as_json)
+
+
+@app.command()
+def trace(
+    request_id: Annotated[str, typer.Argument(help="An answer's header `x-request-id`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of lines.")] = False,
+) -> None:
+    """Where an answer came from: replica, rollout, version, runs, recipe, quantization, validation, data set.
+
+    Exit code 64: there is no such request. 65: something behind the answer could not be found, and why is said.
+
+    Example: `slipway trace 7b0c1b2e-6b0e-9c35-8a6b-0d9b1a9a4c57`
+    """
+    from pipeline.commands import trace as command
+
+    command.show(request_id, as_json=as_json)
 
 
 @app.command()

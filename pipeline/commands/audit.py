@@ -37,9 +37,7 @@ def show(name: str | None, action: str | None, *, last: int, as_json: bool) -> N
 
 
 def _matching(layout: Layout, name: str | None, action: str | None) -> Iterator[audit.Entry]:
-    for entry in audit.newest_first(layout):
-        if name in (None, entry.model) and action in (None, entry.action):
-            yield entry
+    return (entry for entry in audit.newest_first(layout, model=name) if action in (None, entry.action))
 
 
 def _cells(entry: audit.Entry) -> tuple[str, ...]:

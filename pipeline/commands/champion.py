@@ -9,8 +9,11 @@ from pipeline.errors import SlipwayError
 from pipeline.fleet.state import read_fleet
 from pipeline.stack import mlflow_part
 
+BY_HAND = "by hand"
+"""Why, where a person gives no reason."""
 
-def promote(name: str, version: str, *, wait: bool) -> None:
+
+def promote(name: str, version: str, *, wait: bool, reason: str = BY_HAND) -> None:
     """Sets the alias `champion`; the rollout DAG does the rest. For the present champion it looks whether that serves.
 
     Raises:
@@ -25,7 +28,7 @@ def promote(name: str, version: str, *, wait: bool) -> None:
     api = release.connect(layout)
     began = time.time()
     registry = Registry(mlflow_part.tracking_uri(layout), layout.home_path)
-    done = promote_by_hand(registry, name=name, version=version, promoted_by=getpass.getuser())
+    done = promote_by_hand(registry, name=name, version=version, promoted_by=getpass.getuser(), reason=reason)
     before = f"after version {done.champion_before}" if done.champion_before else "the first one"
     console.print(f"{name} version {version} is the champion{f' now, {before}' if done.changed else ' already'}.")
     if done.changed and wait:
@@ -41,13 +44,13 @@ def promote(name: str, version: str, *, wait: bool) -> None:
     console.print(f"{name} version {version} serves.")
 
 
-def rollback(name: str) -> None:
+def rollback(name: str, *, reason: str = BY_HAND) -> None:
     """Goes back to the version before, and says whether that has taken effect."""
     from pipeline.fleet import operations
 
     layout, _ = here()
     began = time.time()
-    done = operations.rollback(layout, name)
+    done = operations.rollback(layout, name, reason=reason)
     console.print(f"{name} version {done.version} is the champion again: {done.reason}", soft_wrap=True)
     if not done.immediate:
         release.follow_rollout(layout, release.connect(layout), (name, done.version), since=began)

@@ -5,14 +5,20 @@ from typing import Any
 from pipeline.audit.entries import NOBODY_SAID, Event, rollout_actor
 from pipeline.fleet.state import ModelFleet, Rollout, Served
 
-ENDS = {"promoted": "promoted", "failed": "failed", "rolled back": "rolled-back", "unchanged": "unchanged"}
+ENDS = {
+    "promoted": "promoted",
+    "failed": "failed",
+    "rolled back": "rolled-back",
+    "superseded": "superseded",
+    "unchanged": "unchanged",
+}
 """A rollout's outcome to the action that the log calls it by."""
 
 
 def events(before: ModelFleet, after: ModelFleet) -> tuple[Event, ...]:
     """In the order in which they are told.
 
-    `planned`, `ready`, `moved` (traffic), then the end: `promoted`, `failed`, `rolled-back` or `unchanged`; `retired`.
+    `planned`, `ready`, `moved` (traffic), then how it ended, then `retired`.
     """
     found: list[Event] = []
     for rollout in after.history:
@@ -20,13 +26,14 @@ def events(before: ModelFleet, after: ModelFleet) -> tuple[Event, ...]:
         if known != rollout:
             found += _of_rollout(known, rollout, after)
     if before.weights != after.weights:
-        found.insert(_place(found), _moved(before, after))
+        found.insert(_place(found, after.generation), _moved(before, after))
     return tuple(found)
 
 
-def _place(found: list[Event]) -> int:
+def _place(found: list[Event], generation: int) -> int:
     """Traffic moves after a rollout is planned and before it ends."""
-    return next((index for index, event in enumerate(found) if event.action in ENDS.values()), len(found))
+    ends = (at for at, event in enumerate(found) if event.generation == generation and event.action in ENDS.values())
+    return next(ends, len(found))
 
 
 def _of_rollout(known: Rollout | None, rollout: Rollout, after: ModelFleet) -> list[Event]:

@@ -4,6 +4,7 @@ it is.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from pipeline import audit
@@ -108,32 +109,39 @@ def _controlled(layout: Layout, name: str, change: Callable[[Rollout], Rollout],
         return changed
 
 
-def rollback(layout: Layout, name: str, registry: Aliases | None = None) -> RolledBack:
+def rollback(
+    layout: Layout, name: str, registry: Aliases | None = None, *, by: str | None = None, reason: str = "asked for"
+) -> RolledBack:
     """Back to the version before.
 
     While its replicas are warm this is a weight change and takes effect at once; the alias follows. Otherwise only
     the alias moves, and the rollout that this starts does the rest. During a rollout, the canary is what is taken back.
+
+    Args:
+        by: who asks; None: the user who runs this.
+        reason: why, for the audit log.
 
     Raises:
         SpecError: there is no version to go back to.
         TransientError: the gateway or MLflow does not answer now, or somebody moved the alias at the same time.
     """
     registry = registry or Registry(layout.ports().url("mlflow"), layout.home_path)
+    told = Told("rollback", by or audit.person(), reason)
     gateway = Gateway(layout)
     serving = _cut_short(registry, gateway.files.get(name))
     if serving is not None:
-        replaced = _move_aliases(registry, name, serving, served=True)
+        replaced = _move_aliases(layout, registry, (name, serving), told, served=True)
         reason = f"the traffic was on version {serving} already; the registry says so now, too"
         return RolledBack(name=name, version=serving, replaced=replaced, immediate=True, reason=reason)
     with gateway.files.lock():
         model = gateway.files.get(name)
         target = _warm_target(gateway, model)
         if target is not None:
-            model = _moved(model, target)
+            model = _moved(model, target, told)
             gateway.files.write(model)
             gateway.apply()
     version = target.version if target else _previous_version(model)
-    champion = _move_aliases(registry, name, version, served=target is not None)
+    champion = _move_aliases(layout, registry, (name, version), told, served=target is not None)
     if target is None:
         reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
         return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
@@ -149,16 +157,22 @@ def _cut_short(registry: Aliases, model: ModelFleet) -> str | None:
     return model.serving.version if registry.alias(model.name, CHAMPION) == last.previous else None
 
 
-def _move_aliases(registry: Aliases, name: str, version: str, *, served: bool) -> str | None:
-    """The registry follows.
+def _move_aliases(layout: Layout, registry: Aliases, to: tuple[str, str], told: Told, *, served: bool) -> str | None:
+    """The registry follows: the champion of the model `to[0]` is version `to[1]`.
 
     Returns:
         The champion before.
     """
+    name, version = to
     try:
         champion = registry.alias(name, CHAMPION)
-        if champion != version and not registry.compare_and_set_alias(name, CHAMPION, champion, version):
-            raise TransientError(f"somebody moved the champion of {name} at the same time")
+        if champion != version:
+            record = partial(audit.record, layout, actor=told.by, model=name, version=version)
+            record(action=told.action, reason=told.reason, details={"from": champion, "to": version})
+            if not registry.compare_and_set_alias(name, CHAMPION, champion, version):
+                problem = f"somebody moved the champion of {name} at the same time"
+                record(action="refused", reason=problem)
+                raise TransientError(problem)
         if served:
             registry.set_alias(name, SERVING, version)
     except TransientError as error:
@@ -182,7 +196,7 @@ def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
     return deployment.routed and all(health.get(replica.address, False) for replica in deployment.replicas)
 
 
-def _moved(model: ModelFleet, target: Served) -> ModelFleet:
+def _moved(model: ModelFleet, target: Served, told: Told) -> ModelFleet:
     """A rollout of its own number, so that whichever is under way ends as superseded."""
     replaced = model.serving.version if model.serving else None
     model = superseding(model)
@@ -194,7 +208,8 @@ def _moved(model: ModelFleet, target: Served) -> ModelFleet:
         previous=replaced,
         phases=("rollback",),
         outcome=ROLLED_BACK,
-        reason="asked for",
+        reason=told.reason,
+        by=told.by,
         started_at=moment,
         ended_at=moment,
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipeline import audit
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
 from pipeline.fleet.parts import (
@@ -26,6 +27,7 @@ from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.shifting import shift
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served
 from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.registry.anchors import drop_anchor
 from pipeline.registry.models import CHAMPION, SERVING, RegisteredVersion
 
 OUTCOME_TAG = "slipway.rollout"
@@ -88,10 +90,27 @@ def _servable(spec: RolloutSpec, fleet: Fleet, champion: str, model: ModelFleet)
         return fleet.registry.get(spec.name, champion)
     except DataError as error:
         back = model.serving.version if model.serving else None
-        fleet.registry.compare_and_set_alias(spec.name, CHAMPION, champion, back)
+        _put_back(spec, fleet, champion, back, str(error))
         fleet.registry.tag(spec.name, champion, OUTCOME_TAG, "failed")
         fleet.registry.tag(spec.name, champion, REASON_TAG, str(error)[:4000])
         raise
+
+
+def _put_back(spec: RolloutSpec, fleet: Fleet, failed: str, served: str | None, reason: str) -> bool:
+    """The champion is `served` again, unless somebody has moved it meanwhile. True if it is."""
+    if fleet.registry.alias(spec.name, CHAMPION) != failed:
+        return False
+    audit.record(
+        fleet.layout,
+        action="put-back",
+        actor=audit.rollout_actor(spec.generation) if spec.generation else "rollout",
+        model=spec.name,
+        version=served,
+        generation=spec.generation or None,
+        reason=reason,
+        details={"from": failed, "to": served},
+    )
+    return fleet.registry.compare_and_set_alias(spec.name, CHAMPION, failed, served)
 
 
 def _is_served(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion, wait_s: float = 0.0) -> bool:
@@ -115,6 +134,7 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
             request_id=spec.request_id,
             version=champion,
             previous=model.serving.version if model.serving else None,
+            by=audit.who_made_champion(fleet.layout, spec.name, champion),
             started_at=time.time(),
         )
         if before and before.version == champion:
@@ -317,6 +337,7 @@ def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     fleet.registry.set_alias(spec.name, SERVING, model.serving.version)
     fleet.registry.tag(spec.name, model.serving.version, OUTCOME_TAG, "served")
     fleet.registry.tag(spec.name, model.serving.version, REASON_TAG, f"promoted by rollout {spec.generation}")
+    drop_anchor(fleet.registry, fleet.layout.home_path, spec.name, model.serving.version)
     return _result(spec, "done", f"version {model.serving.version} is served", model=model)
 
 
@@ -342,7 +363,7 @@ def roll_back(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if served != rollout.version:
         fleet.registry.tag(spec.name, rollout.version, OUTCOME_TAG, "failed")
         fleet.registry.tag(spec.name, rollout.version, REASON_TAG, reason[:4000])
-        moved = fleet.registry.compare_and_set_alias(spec.name, CHAMPION, rollout.version, served)
+        moved = _put_back(spec, fleet, rollout.version, served, reason)
         fleet.say(f"champion {'put back to' if moved else 'was moved by someone else; served is'} {served or 'none'}")
     failed = {spec.generation, *([canary.deployment] if canary else [])}
     fleet.discard(spec.name, spec.generation, [found for found in unused(model) if found.generation in failed])

@@ -63,7 +63,8 @@ class Registry:
 
     def __init__(self, tracking_uri: str, home_path: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
-        self._locks_path = (home_path or settings.load().home_path) / "locks"
+        self.home_path = home_path or settings.load().home_path
+        self._locks_path = self.home_path / "locks"
 
     @cached_property
     def _client(self) -> Any:

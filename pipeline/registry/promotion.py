@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import artifacts
+from pipeline import artifacts, audit
 from pipeline.contracts.base import ArtifactRef, Contract
 from pipeline.contracts.recipe import Gates
 from pipeline.contracts.specs import EvaluateCompressedResult, RegisterSpec
@@ -113,24 +113,32 @@ def check_margin(comparison: Comparison, *, margin: float, champion: str) -> str
 
 
 def move_champion(
-    registry: Registry, version: RegisteredVersion, *, expected: str | None, tags: Mapping[str, str]
+    registry: Registry, version: RegisteredVersion, *, expected: str | None, tags: Mapping[str, str], reason: str
 ) -> None:
     """Points the alias at `version` if it still names `expected`, and records who did it and what was before.
+
+    Args:
+        reason: why, for the audit log.
 
     Raises:
         TransientError: someone else moved the alias meanwhile.
     """
     name, number = version.name, version.version
+    actor = tags.get(PROMOTED_BY_TAG, audit.NOBODY_SAID)
+    details = {"from": expected, "to": number, "request_id": tags.get(REQUEST_TAG)}
+    home_path = registry.home_path
+    audit.record(home_path, action="promote", actor=actor, model=name, version=number, reason=reason, details=details)
     # Before the alias moves: an attempt that dies after the move still finds what was champion before.
     registry.tag(name, number, CHAMPION_BEFORE_TAG, expected or "")
     for key, value in tags.items():
         registry.tag(name, number, key, value)
     if not registry.compare_and_set_alias(name, CHAMPION, expected, number):
-        raise TransientError(
+        problem = (
             f"the champion of {name} was version {expected or 'none'} when version {number} was compared with it, and"
-            f" is version {registry.alias(name, CHAMPION) or 'none'} now: someone else promoted meanwhile; the step is"
-            " tried again and compares with the new one"
+            f" is version {registry.alias(name, CHAMPION) or 'none'} now: someone else promoted meanwhile"
         )
+        audit.record(home_path, action="refused", actor=actor, model=name, version=number, reason=problem)
+        raise TransientError(f"{problem}; the step is tried again and compares with the new one")
     _record_time(registry, version)
     registry.delete_tag(name, number, REFUSED_TAG)
 
@@ -145,7 +153,9 @@ def _record_time(registry: Registry, version: RegisteredVersion) -> None:
     registry.tag(version.name, version.version, PROMOTED_AT_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def promote_by_hand(registry: Registry, *, name: str, version: str, promoted_by: str) -> Promotion:
+def promote_by_hand(
+    registry: Registry, *, name: str, version: str, promoted_by: str, reason: str = "by hand"
+) -> Promotion:
     """Makes `version` the champion because a person says so: no gate, no comparison.
 
     Raises:
@@ -157,7 +167,7 @@ def promote_by_hand(registry: Registry, *, name: str, version: str, promoted_by:
     before = registry.alias(name, CHAMPION)
     if before == version:
         return Promotion(name=name, version=version, champion_before=before, changed=False)
-    move_champion(registry, registered, expected=before, tags={PROMOTED_BY_TAG: promoted_by})
+    move_champion(registry, registered, expected=before, tags={PROMOTED_BY_TAG: promoted_by}, reason=reason)
     return Promotion(name=name, version=version, champion_before=before, changed=True)
 
 

@@ -46,7 +46,7 @@ def run(spec: PromoteSpec, job: Job) -> PromoteResult:
     tags = {promotion.PROMOTED_BY_TAG: promoted_by, promotion.REQUEST_TAG: spec.request_id}
     if checked.comparison:
         tags[promotion.COMPARISON_TAG] = checked.reason
-    promotion.move_champion(registry, version, expected=checked.champion, tags=tags)
+    promotion.move_champion(registry, version, expected=checked.champion, tags=tags, reason=checked.reason)
     job.say(f"{version.name} version {version.version} is the champion now (before: {checked.champion or 'none'})")
     return _result(version, checked, promoted=True, reason=f"{promoted_by}; {checked.reason}")
 

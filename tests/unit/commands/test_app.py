@@ -17,6 +17,7 @@ WITH_EXAMPLE = [
     "up",
     "status",
     "audit",
+    "trace",
     "fleet",
     "release",
     "promote",
@@ -50,6 +51,7 @@ def test_help_lists_every_command() -> None:
         "init",
         "audit",
         "signing",
+        "trace",
     ]:
         assert f" {command} " in said
 

@@ -83,6 +83,19 @@ def test_a_rollback_names_the_person_and_is_no_planned_rollout() -> None:
     assert told(SERVED, after) == [("moved", "ada", "traffic"), ("rolled-back", "ada", "wrong answers")]
 
 
+def test_a_rollout_that_a_newer_one_ends_is_told_before_it(tmp_path: Path) -> None:
+    """Then what the newer one moves."""
+    shifting = ready().changed(weights={1: 75, 2: 25})
+    newer = ROLLOUT.model_copy(update={"generation": 3, "version": "3", "by": "ada"})
+    older = shifting.history[0].model_copy(update=ended("superseded", "rollout 3 has begun"))
+    after = shifting.changed(generation=3, weights={1: 100}, canary=None).with_rollout(older).with_rollout(newer)
+    assert told(shifting, after) == [
+        ("superseded", "rollout 2", "rollout 3 has begun"),
+        ("planned", "ada", "from 1 to 3"),
+        ("moved", "rollout 3", "traffic"),
+    ]
+
+
 def test_what_changes_nothing_is_not_told() -> None:
     """Phases apply the state anew whenever they are repeated."""
     assert told(SERVED, SERVED) == []
