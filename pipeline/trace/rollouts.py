@@ -13,9 +13,18 @@ from pipeline.stack.layout import Layout
 ROLLOUT_DAG = "rollout"
 
 
-def entries_of(layout: Layout, model: str) -> list[Entry]:
-    """Of one model, oldest first."""
-    return list(newest_first(layout, model=model))[::-1]
+def entries_of(layout: Layout, request: Request) -> list[Entry]:
+    """What the log says of the request's model, oldest first: from the move that led to its rollout on."""
+    found: list[Entry] = []
+    has_plan = has_shares = False
+    for entry in newest_first(layout, model=request.model):
+        found.append(entry)
+        if has_plan and has_shares and entry.action in MOVES:
+            break
+        if entry.moment <= request.at:
+            has_plan = has_plan or (entry.action == "planned" and entry.generation == request.deployment)
+            has_shares = has_shares or entry.action == "moved"
+    return found[::-1]
 
 
 def find_rollout(layout: Layout, request: Request, entries: list[Entry]) -> RolloutSeen | None:

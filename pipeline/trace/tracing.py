@@ -59,7 +59,7 @@ class _Tracing:
 
     def follow(self) -> Trace:
         name, generation = str(self.request.model), self.request.deployment
-        entries = entries_of(self.layout, name)
+        entries = entries_of(self.layout, self.request)
         rollout = find_rollout(self.layout, self.request, entries)
         if rollout is None:
             self.missing.append(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import audit
-from pipeline.contracts.trace import Request
+from pipeline.contracts.trace import Request, RolloutSeen
 from pipeline.fleet import files as fleet_files
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.parts import ended, with_phase
@@ -53,12 +53,16 @@ def roll_out(home: Path, generation: int, version: str, by: str = "") -> None:
         files.update("m", change)
 
 
+def find(layout: Layout, asked: Request) -> RolloutSeen | None:
+    return find_rollout(layout, asked, entries_of(layout, asked))
+
+
 def test_the_state_and_the_log_together_tell_of_a_rollout(tmp_path: Path) -> None:
     """Who, why, when, how it ended, which bytes, and which entries say so."""
     audit.record(tmp_path, action="promote", actor="ada", model="m", version="2", reason="better answers")
     roll_out(tmp_path, 1, "2", by="ada")
     layout = Layout(tmp_path)
-    found = find_rollout(layout, request(1), entries_of(layout, "m"))
+    found = find(layout, request(1))
     assert found is not None
     assert (found.version, found.previous, found.by, found.why) == ("2", None, "ada", "better answers")
     assert (found.outcome, found.known_from, found.entries) == ("promoted", "the fleet's state", (2, 3, 4, 5))
@@ -72,15 +76,24 @@ def test_a_rollout_that_the_state_forgot_is_told_by_the_log(tmp_path: Path, monk
         roll_out(tmp_path, generation, str(generation), by="ada")
     layout = Layout(tmp_path)
     assert [kept.generation for kept in fleet_files.FleetFiles(tmp_path).get("m").history] == [3, 4]
-    found = find_rollout(layout, request(2), entries_of(layout, "m"))
+    found = find(layout, request(2))
     assert found is not None
     assert (found.version, found.previous, found.by, found.outcome) == ("2", "1", "ada", "promoted")
     assert (found.known_from, found.bundle_digest, len(found.entries)) == ("the audit log", f"{2:064d}", 4)
 
 
+def test_no_more_of_the_log_is_read_than_the_request_needs(tmp_path: Path) -> None:
+    """Back to the move of the alias that its rollout followed."""
+    for generation in (1, 2, 3):
+        audit.record(tmp_path, action="promote", actor="ada", model="m", version=str(generation))
+        roll_out(tmp_path, generation, str(generation), by="ada")
+    found = entries_of(Layout(tmp_path), request(2))
+    assert (found[0].action, found[0].version, found[-1].version) == ("promote", "2", "3")
+
+
 def test_a_rollout_that_nobody_knows_is_none(tmp_path: Path) -> None:
     """Neither the state nor the log."""
-    assert find_rollout(Layout(tmp_path), request(7), []) is None
+    assert find(Layout(tmp_path), request(7)) is None
 
 
 def test_a_rollout_of_the_same_number_that_began_later_is_another_one(tmp_path: Path) -> None:
@@ -94,9 +107,7 @@ def test_a_rollout_of_the_same_number_that_began_later_is_another_one(tmp_path: 
             break
     roll_out(tmp_path, 1, "3")
     layout = Layout(tmp_path)
-    entries = entries_of(layout, "m")
-    older = find_rollout(layout, request(1, at=before), entries)
-    newer = find_rollout(layout, request(1), entries)
+    older, newer = find(layout, request(1, at=before)), find(layout, request(1))
     assert older is not None
     assert newer is not None
     assert (older.version, older.known_from) == ("2", "the audit log")
@@ -107,7 +118,7 @@ def test_nobody_is_named_where_nobody_is_known(tmp_path: Path) -> None:
     """And no reason is taken from somebody else's move."""
     audit.record(tmp_path, action="promote", actor="ada", model="m", version="2", reason="better answers")
     roll_out(tmp_path, 1, "3")
-    found = find_rollout(Layout(tmp_path), request(1), entries_of(Layout(tmp_path), "m"))
+    found = find(Layout(tmp_path), request(1))
     assert found is not None
     assert (found.by, found.why) == ("unknown", "")
 
@@ -115,7 +126,7 @@ def test_nobody_is_named_where_nobody_is_known(tmp_path: Path) -> None:
 def test_what_was_served_at_a_moment_is_told_by_the_log(tmp_path: Path) -> None:
     """By version; nothing before the log begins."""
     roll_out(tmp_path, 1, "2")
-    entries = entries_of(Layout(tmp_path), "m")
+    entries = entries_of(Layout(tmp_path), request(1))
     moment = find_moment(entries, AGES)
     assert moment is not None
     assert (moment.generation, moment.shares) == (1, {"version 2 (g1)": 100})
