@@ -26,7 +26,7 @@
 | SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
 | SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
 | SLIPWAY_SIGNING_KEY     | the home's signing/key     | the private key of bundles, for who registers them        |
-| SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY or GATEWAY_ADMIN              |
+| SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY, GATEWAY_ADMIN or METRICS     |
 """
 
 import os

@@ -98,6 +98,10 @@ PARTS = {
     ),
     "chromium": Part(_has_chromium, "chromium is not installed (apt install chromium)"),
     "docker": Part(_has_docker, f"Docker is not there, or not the image {BASE_IMAGE} (docker pull {BASE_IMAGE})"),
+    "prometheus": Part(
+        lambda: _has_programs("prometheus", "promtool"),
+        "prometheus is not installed (apt install --no-install-recommends prometheus)",
+    ),
     "mounts": Part(_may_mount, "this user may not mount in a namespace (`unshare --mount --map-root-user true` fails)"),
     "netns": Part(_has_networks, "this user may not make network namespaces and bridges (`ip netns add` as root)"),
     "data": Part(_has_data, "SLIPWAY_TEST_DATA names no folder with banking77-train.jsonl"),

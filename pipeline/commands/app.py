@@ -63,7 +63,7 @@ PortOptions = Annotated[
     typer.Option(
         "--port",
         metavar="PART=NUMBER",
-        help="Fix a port: airflow, mlflow, gateway or gateway_admin. Kept from then on. Repeatable.",
+        help="Fix a port: airflow, mlflow, gateway, gateway_admin or metrics. Kept from then on. Repeatable.",
     ),
 ]
 BackendOption = Annotated[

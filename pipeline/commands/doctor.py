@@ -14,6 +14,7 @@ import psutil
 from pipeline.commands.output import console, here, local_only
 from pipeline.contracts.base import Contract
 from pipeline.errors import SlipwayError, SpecError
+from pipeline.fleet import exporter
 from pipeline.settings import ROOT, Settings
 from pipeline.stack import airflow_part, bring_up, jobs_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout
@@ -120,6 +121,7 @@ def stack(layout: Layout) -> list[Finding]:
         "mlflow": lambda: mlflow_part.is_healthy(layout),
         "airflow": lambda: not airflow_part.unhealthy(layout, Supervisor(layout.home_path)),
         "gateway": lambda: loopback.answers(admin),
+        "metrics": lambda: loopback.answers(exporter.url(layout)),
     }
     return [
         Finding(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline.commands.output import console, here, in_seconds
 from pipeline.errors import SpecError
-from pipeline.fleet.state import ModelView, ReplicaView, Rollout, Served, read_fleet
+from pipeline.fleet.state import ModelView, Rollout, Served, outcome_of, read_fleet, role_of
 
 SHOWN_ROLLOUTS = 5
 HEALTH = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}
@@ -46,9 +46,9 @@ def as_plain(model: ModelView) -> dict[str, Any]:
     """The model for programs: as in the fleet's state, with each replica's role, and rollouts as they stand."""
     found: dict[str, Any] = model.model_dump(mode="json")
     for replica, view in zip(found["replicas"], model.replicas, strict=True):
-        replica["role"] = role_of(model, view)
+        replica["role"] = role_of(model, view.generation)
     for rollout, known in zip(found["history"], model.history, strict=True):
-        rollout["outcome"] = outcome_of(model, known)
+        rollout["outcome"] = outcome_of(known, model.generation)
     return found
 
 
@@ -63,18 +63,6 @@ def _named(served: Served) -> str:
     return f"version {served.version} (generation {served.generation})"
 
 
-def role_of(model: ModelView, replica: ReplicaView) -> str:
-    """What the replica is there for: serving, canary, previous (warm), or spare: about to start or to go."""
-    sides = {"serving": model.serving, "canary": model.canary, "previous": model.previous}
-    return next((role for role, side in sides.items() if side and side.deployment == replica.generation), "spare")
-
-
-def outcome_of(model: ModelView, rollout: Rollout) -> str:
-    """As in the state; one that still runs when a newer one has begun was superseded."""
-    overtaken = rollout.outcome == "running" and rollout.generation < model.generation
-    return "superseded" if overtaken else rollout.outcome
-
-
 def replicas_table(model: ModelView) -> Table:
     """A line for each replica."""
     table = Table(box=None, pad_edge=False)
@@ -82,7 +70,7 @@ def replicas_table(model: ModelView) -> Table:
         table.add_column(title, justify="right" if title == "traffic" else "left", no_wrap=True)
     for replica in sorted(model.replicas, key=lambda found: (-found.weight, found.id)):
         address = f"{replica.host}:{replica.port}"
-        cells = (replica.version, role_of(model, replica), replica.id, address)
+        cells = (replica.version, role_of(model, replica.generation), replica.id, address)
         table.add_row(*cells, HEALTH[replica.healthy], f"{replica.weight:g} %")
     return table
 
@@ -93,7 +81,7 @@ def rollouts_table(model: ModelView) -> Table:
     for title in ("rollout", "from", "to", "outcome", "began", "took", ""):
         table.add_column(title, justify="right" if title in ("rollout", "took") else "left")
     for rollout in reversed(model.history[-SHOWN_ROLLOUTS:]):
-        outcome = outcome_of(model, rollout)
+        outcome = outcome_of(rollout, model.generation)
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(rollout.started_at))
         table.add_row(
             *(str(rollout.generation), rollout.previous or "-", rollout.version),

@@ -7,11 +7,11 @@ from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 
-from pipeline.commands.fleet import COLOURS, chosen, duration, outcome_of
+from pipeline.commands.fleet import COLOURS, chosen, duration
 from pipeline.commands.output import console, here
 from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DONE, SpecError
-from pipeline.fleet.state import ModelView, Rollout, read_fleet
+from pipeline.fleet.state import ModelView, Rollout, outcome_of, read_fleet
 from pipeline.stack.layout import Layout
 
 POLL_S = 0.5
@@ -102,7 +102,7 @@ def look(layout: Layout, name: str) -> Progress:
         generation=rollout.generation,
         version=rollout.version,
         previous=rollout.previous,
-        outcome=outcome_of(model, rollout),
+        outcome=outcome_of(rollout, model.generation),
         duration=duration(rollout),
         step=rollout.step + 1 if _has_begun_to_shift(model, rollout) else 0,
         weight=weight_of(model, rollout.version),

@@ -220,6 +220,18 @@ def read_fleet(home_path: Path) -> dict[str, ModelView]:
     return {name: _view(model, health) for name, model in read_models(home_path).items()}
 
 
+def outcome_of(rollout: Rollout, newest: int) -> str:
+    """As in the state; one that still runs when `newest`, a newer one, has begun was superseded."""
+    return "superseded" if rollout.outcome == "running" and rollout.generation < newest else rollout.outcome
+
+
+def role_of(model: ModelView, generation: int) -> str:
+    """What the replicas of a generation are there for: serving, canary, previous (warm still), or spare: about to start
+    or to go."""
+    sides = {"serving": model.serving, "canary": model.canary, "previous": model.previous}
+    return next((role for role, side in sides.items() if side and side.deployment == generation), "spare")
+
+
 def gateway_health(home_path: Path) -> dict[str, bool] | None:
     """Whether the replica at each address is healthy; None if the gateway does not answer."""
     stack = Layout(Path(home_path)).stack_path

@@ -16,7 +16,7 @@ from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
 from pipeline.signing import keys
-from pipeline.stack import airflow_part, jobs_part, mlflow_part, postgres_part, processes
+from pipeline.stack import airflow_part, jobs_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
@@ -31,6 +31,7 @@ PORT_OWNERS = {
     "mlflow": mlflow_part.NAME,
     "gateway": GATEWAY,
     "gateway_admin": GATEWAY,
+    "metrics": "metrics",
 }
 """Port to the supervised program that listens on it."""
 
@@ -95,7 +96,7 @@ class Stack:
         return self.supervisor.states()
 
     def _up_gateway(self, say: Say) -> None:
-        from pipeline.fleet import epochs, gateway
+        from pipeline.fleet import epochs, exporter, gateway
         from pipeline.fleet.doors import keeper
 
         say(GATEWAY, "starting")
@@ -103,6 +104,9 @@ class Stack:
         self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
         self._put(keeper.program(self.layout))
         say(GATEWAY, "ready")
+        self._put(exporter.program(self.layout))
+        self._wait(exporter.NAME, lambda: loopback.answers(exporter.url(self.layout)))
+        say(exporter.NAME, "ready")
 
     def _up_mlflow(self, say: Say) -> None:
         say(mlflow_part.NAME, "starting")

@@ -10,8 +10,14 @@ from pipeline.stack.layout import Ports, read_secret
 
 EVERYWHERE = "0.0.0.0"
 """In a container, whose networks decide who can reach it."""
-HOSTS = {"airflow": "airflow-api-server", "mlflow": "mlflow", "gateway": "gateway", "gateway_admin": "gateway-admin"}
-PORTS = {"airflow": 8080, "mlflow": 5000, "gateway": 8000, "gateway_admin": 9901}
+HOSTS = {
+    "airflow": "airflow-api-server",
+    "mlflow": "mlflow",
+    "gateway": "gateway",
+    "gateway_admin": "gateway-admin",
+    "metrics": "metrics",
+}
+PORTS = {"airflow": 8080, "mlflow": 5000, "gateway": 8000, "gateway_admin": 9901, "metrics": 9905}
 PUBLISHED = {"airflow": 8080, "mlflow": 5000, "gateway": 8000}
 """Part to the port on loopback where people reach it, unless SLIPWAY_PORT_<PART> says another."""
 POSTGRES_HOST = "postgres"

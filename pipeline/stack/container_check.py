@@ -22,6 +22,7 @@ OWN = {
     "airflow-api-server": f"http://127.0.0.1:8080{HEALTH}",
     "mlflow": "http://127.0.0.1:5000/health",
     "gateway": "http://gateway-admin:9901/ready",
+    "metrics": "http://metrics:9905/metrics",
 }
 """Service to what it answers itself."""
 ALIVE = {"doors": Path("/var/lib/slipway/fleet/doors/alive")}

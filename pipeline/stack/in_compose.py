@@ -2,10 +2,10 @@
 
     python -m pipeline.stack.in_compose SERVICE [ARGUMENTS …]
 
-SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway` or `doors`; `airflow ARGUMENTS`
-runs any of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store. Reads the folder
-SLIPWAY_SECRETS. A secret reaches a program through its environment or a file in memory, never through its command
-line; what `docker inspect` shows holds none.
+SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway`, `doors` or `metrics`;
+`airflow ARGUMENTS` runs any of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store.
+Reads the folder SLIPWAY_SECRETS. A secret reaches a program through its environment or a file in memory, never through
+its command line; what `docker inspect` shows holds none.
 """
 
 import dataclasses
@@ -68,6 +68,7 @@ def prepare(service: str, arguments: tuple[str, ...], configured: Settings) -> R
         "mlflow": lambda: mlflow(configured),
         "gateway": lambda: gateway(configured),
         "doors": lambda: doors(configured),
+        "metrics": lambda: Run((sys.executable, "-m", "pipeline.fleet.exporter")),
         "run": lambda: Run(arguments, client_variables(configured)),
     }
     if service not in known or (service in ("airflow", "run") and not arguments):

@@ -29,7 +29,7 @@ MAX_SOCKET_FOLDER_CHARS = 80
 """The kernel takes 107 bytes for a socket's path; the longest name that is put into the folder needs 20."""
 
 
-PARTS = ("airflow", "mlflow", "gateway", "gateway_admin")
+PARTS = ("airflow", "mlflow", "gateway", "gateway_admin", "metrics")
 """What has a port. Replicas take free ones as they start."""
 
 
@@ -40,6 +40,8 @@ class Ports(Contract):
     mlflow: int
     gateway: int
     gateway_admin: int
+    metrics: int = 0
+    """0 in a home of an earlier release, until the stack is started."""
     listen: str = LOOPBACK
     """The address at which the gateway listens for clients: another than loopback only inside a container."""
     hosts: dict[str, str] = Field(default_factory=dict)
@@ -228,7 +230,8 @@ class Layout:
     def choose_ports(self, wanted: dict[str, int] | None = None) -> Ports:
         """The ports of this home, with `wanted` ones set and those never chosen before taken from the free ones."""
         before = self.ports() if self.stack_path.exists() else None
-        chosen = {**(before.numbers() if before else {}), **(wanted or {})}
+        known = before.numbers() if before else {}
+        chosen = {**{part: port for part, port in known.items() if port}, **(wanted or {})}
         unknown = set(chosen) - set(PARTS)
         if unknown:
             raise SpecError(f"no part has a port named {sorted(unknown)}, expected one of {sorted(PARTS)}")

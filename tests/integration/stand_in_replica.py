@@ -14,14 +14,17 @@ import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from stand_in_metrics import ITL, TTFT, WHOLE, Metrics
 
 from pipeline.fleet.replica_middleware import Version
 
 BEHAVIOUR_PATH = Path(sys.argv[2])
+METRICS = Metrics()
 
 
 def behaviour() -> dict[str, Any]:
@@ -34,11 +37,19 @@ async def answer(send: Any, status: int, body: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
+async def answer_text(send: Any, text: str) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
 async def stream(send: Any, manners: dict[str, Any]) -> None:
     """Server-sent events, one word each."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for index in range(manners.get("chunks", 20)):
+        METRICS.tokens += 1
+        if index:
+            METRICS.times_s[ITL].append(manners.get("chunk_s", 0.1))
         event = {"choices": [{"index": 0, "delta": {"content": f"word{index} "}}]}
         await send({"type": "http.response.body", "body": f"data: {json.dumps(event)}\n\n".encode(), "more_body": True})
         await asyncio.sleep(manners.get("chunk_s", 0.1))
@@ -58,6 +69,22 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/health":
         await answer(send, 503 if manners.get("unhealthy") else 200, {})
         return
+    if scope["path"] == "/metrics":
+        await answer_text(send, METRICS.text())
+        return
+    began = time.monotonic()
+    METRICS.running += 1
+    try:
+        await complete(scope, receive, send, manners)
+    finally:
+        METRICS.running -= 1
+        METRICS.finished += 1
+        METRICS.times_s[WHOLE].append(time.monotonic() - began)
+
+
+async def complete(scope: Any, receive: Any, send: Any, manners: dict[str, Any]) -> None:
+    """One completion."""
+    began = time.monotonic()
     body = b""
     while True:
         message = await receive()
@@ -66,6 +93,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             break
     request = json.loads(body)
     await asyncio.sleep(manners.get("delay_s", 0.0))
+    METRICS.times_s[TTFT].append(time.monotonic() - began)
     if random.random() < manners.get("error_rate", 0.0):
         await answer(send, manners.get("status", 500), {"error": {"message": "told to fail"}})
     elif request.get("stream"):

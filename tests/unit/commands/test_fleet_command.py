@@ -8,9 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.commands.app import app
-from pipeline.commands.fleet import outcome_of, role_of
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, read_fleet
+from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, outcome_of, read_fleet, role_of
 
 
 def deployment(version: str, generation: int) -> Deployment:
@@ -88,13 +87,13 @@ def test_replicas_that_nobody_counts_on_yet_are_spare(home: Path) -> None:
     """They load their weights, or are about to go."""
     write(home, canary=None)
     model = read_fleet(home)["m"]
-    assert [role_of(model, replica) for replica in model.replicas] == ["serving", "spare"]
+    assert [role_of(model, replica.generation) for replica in model.replicas] == ["serving", "spare"]
 
 
 def test_a_rollout_that_a_newer_one_overtook_was_superseded(home: Path) -> None:
     """The state leaves it as running."""
     model = write(home, generation=3)
-    assert [outcome_of(read_fleet(home)["m"], found) for found in model.history] == ["promoted", "superseded"]
+    assert [outcome_of(found, model.generation) for found in model.history] == ["promoted", "superseded"]
 
 
 @pytest.mark.parametrize("command", [("fleet", "n"), ("rollout", "status", "n")])

@@ -18,6 +18,7 @@ from slipway_airflow.agent.farewell import DEPENDENT
 TEXT = (ROOT / "docker-compose.yml").read_text()
 PROJECT: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())
 EXAMPLE = dict(
     line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line and line[0] != "#"
 )
@@ -83,8 +84,29 @@ def test_prometheus_sees_of_the_home_only_what_it_reads() -> None:
     assert (mount["source"], mount["target"], mount["read_only"]) == ("home", str(home.targets_path), True)
     assert home.home_path / mount["volume"]["subpath"] == home.targets_path
     assert not any(str(found).startswith("home:") for found in SERVICES["prometheus"]["volumes"])
-    scraped = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped[1]["file_sd_configs"][0]["files"] == [str(home.targets_path / targets.FILE)]
+    assert scraped_by("replicas")["file_sd_configs"][0]["files"] == [str(home.targets_path / targets.FILE)]
+
+
+def scraped_by(job: str) -> dict[str, Any]:
+    """What Prometheus's configuration says of one job."""
+    (found,) = [found for found in PROMETHEUS["scrape_configs"] if found["job_name"] == job]
+    return dict(found)
+
+
+def test_prometheus_is_given_every_file_of_rules() -> None:
+    """Where its configuration looks for them."""
+    assert PROMETHEUS["rule_files"] == ["/etc/prometheus/rules/*.yml"]
+    assert "./infra/prometheus/rules:/etc/prometheus/rules:ro" in SERVICES["prometheus"]["volumes"]
+    assert {path.name for path in (ROOT / "infra" / "prometheus" / "rules").iterdir()} == {
+        "alerts.yml",
+        "recording.yml",
+    }
+
+
+def test_the_exporter_may_read_the_home_and_nothing_else() -> None:
+    """It holds no secret, and nobody but the fleet's network reaches it."""
+    assert SERVICES["metrics"]["volumes"] == ["home:/var/lib/slipway:ro"]
+    assert not SERVICES["metrics"].keys() & {"secrets", "ports"}
 
 
 def test_ports_are_published_on_loopback_alone() -> None:
@@ -105,7 +127,8 @@ def test_envoys_own_interface_has_a_name_only_where_the_fleet_is() -> None:
     name = compose_services.HOSTS["gateway_admin"]
     assert [network for network in networks if name in networks[network].get("aliases", ())] == ["fleet"]
     on_fleet = {found for found, service in SERVICES.items() if "fleet" in service.get("networks", ())}
-    assert on_fleet == {"gateway", "doors", "prometheus", "cli"}
+    assert on_fleet == {"gateway", "doors", "metrics", "prometheus", "cli"}
+    assert SERVICES["metrics"]["networks"] == ["fleet"]
 
 
 def test_what_runs_for_long_is_checked_and_waited_for() -> None:
@@ -131,9 +154,9 @@ def test_the_code_finds_the_services_where_they_are() -> None:
         inside = compose_services.PORTS[part]
         published = SERVICES[compose_services.HOSTS[part]]["ports"]
         assert published == [f"127.0.0.1:${{{name}:-{port}}}:{inside}"]
-    scraped = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    admin = f"{compose_services.HOSTS['gateway_admin']}:{compose_services.PORTS['gateway_admin']}"
-    assert scraped[0]["static_configs"][0]["targets"] == [admin]
+    for job, part in (("gateway", "gateway_admin"), ("fleet", "metrics")):
+        listens = f"{compose_services.HOSTS[part]}:{compose_services.PORTS[part]}"
+        assert scraped_by(job)["static_configs"][0]["targets"] == [listens]
 
 
 def test_the_registry_free_images_are_for_the_same_services() -> None:

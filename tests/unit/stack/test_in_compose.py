@@ -190,4 +190,5 @@ def test_the_check_asks_the_ports_that_the_services_listen_on() -> None:
     assert f":{ports['airflow']}/" in container_check.OWN["airflow-api-server"]
     assert f":{ports['mlflow']}/" in container_check.OWN["mlflow"]
     assert f":{ports['gateway_admin']}/" in container_check.OWN["gateway"]
+    assert f":{ports['metrics']}/" in container_check.OWN["metrics"]
     assert abs(container_check._container_started() - time.time()) < os.times().elapsed + 1

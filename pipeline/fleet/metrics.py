@@ -1,0 +1,138 @@
+"""The fleet and its rollouts in figures for Prometheus, made from the fleet's state. Pure but for `Tally`, which
+remembers.
+
+Nothing is counted here where traffic flows: what clients asked is counted by the gateway, what the engines did by vLLM
+(docs/observability.md). The gateway counts attempts at each replica, too, but tells Prometheus of whole clusters only,
+in which a canary's replicas stand beside those that it falls back on; so its counts of replicas are passed on here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline.fleet.envoy_config import Json, cluster_name
+from pipeline.fleet.exposition import Family
+from pipeline.fleet.state import ModelView, Rollout, address_of, outcome_of, role_of
+
+HEALTH = {True: "healthy", False: "unhealthy", None: "unknown"}
+OUTCOMES = ("promoted", "failed", "rolled back", "unchanged", "superseded")
+
+
+@dataclass
+class Tally:
+    """How rollouts ended, since the exporter began: the state keeps the last ones only."""
+
+    ended: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Model and generation to outcome."""
+
+    def count(self, models: Iterable[ModelView]) -> Counter[tuple[str, str]]:
+        """By model and outcome; every outcome of a known model is there, so that its first one is a step up from 0."""
+        found: Counter[tuple[str, str]] = Counter()
+        for model in models:
+            found.update({(model.name, outcome): 0 for outcome in OUTCOMES})
+            for rollout in model.history:
+                outcome = outcome_of(rollout, model.generation)
+                if outcome != "running":
+                    self.ended[(model.name, rollout.generation)] = outcome
+        for (name, _), outcome in self.ended.items():
+            found[(name, outcome)] += 1
+        return found
+
+
+def families(models: list[ModelView], tally: Tally, clusters: Json | None) -> list[Family]:
+    """Everything that the exporter says.
+
+    Args:
+        clusters: Envoy's `/clusters?format=json`; None if it does not answer.
+    """
+    ended = Family("slipway_rollouts_total", "counter", "Rollouts that ended, since the exporter began.")
+    for (name, outcome), count in sorted(tally.count(models).items()):
+        ended.add(count, model=name, outcome=outcome.replace(" ", "_"))
+    return [*_fleet(models), *_attempts(models, clusters or {}), *_rollouts(models), ended]
+
+
+def _fleet(models: list[ModelView]) -> Iterator[Family]:
+    info = Family("slipway_fleet_serving_info", "gauge", "1, with what serves as labels.")
+    generation = Family("slipway_fleet_generation", "gauge", "The newest rollout's number.")
+    deployments = Family("slipway_fleet_deployment_info", "gauge", "1, with what a deployment is as labels.")
+    traffic = Family("slipway_fleet_traffic_ratio", "gauge", "Share of the model's traffic, 0 to 1.")
+    replicas = Family(
+        "slipway_fleet_replicas", "gauge", "Replicas by what they are for and how the gateway finds them."
+    )
+    healthy = Family("slipway_fleet_replica_healthy", "gauge", "1 if the gateway finds the replica healthy, else 0.")
+    for model in models:
+        generation.add(model.generation, model=model.name)
+        if model.serving:
+            info.add(1, model=model.name, version=model.serving.version, generation=str(model.serving.generation))
+        for deployment in sorted({replica.generation for replica in model.replicas}):
+            labels = _deployment(model, deployment)
+            deployments.add(1, **labels)
+            traffic.add(model.weights.get(deployment, 0) / 100, **labels)
+            for health, word in HEALTH.items():
+                replicas.add(_count(model, deployment, health), **labels, health=word)
+        for replica in model.replicas:
+            if replica.healthy is not None:
+                healthy.add(replica.healthy, model=model.name, version=replica.version, replica=replica.id)
+    yield from (info, generation, deployments, traffic, replicas, healthy)
+
+
+def _deployment(model: ModelView, generation: int) -> dict[str, str]:
+    """The labels of one generation's replicas: all of one version, there for one thing."""
+    return {
+        "model": model.name,
+        "version": next(replica.version for replica in model.replicas if replica.generation == generation),
+        "generation": str(generation),
+        "role": role_of(model, generation),
+        "envoy_cluster_name": cluster_name(model.name, generation).replace(".", "/"),
+    }
+
+
+def _count(model: ModelView, generation: int, healthy: bool | None) -> int:
+    return sum((replica.generation, replica.healthy) == (generation, healthy) for replica in model.replicas)
+
+
+def _attempts(models: list[ModelView], clusters: Json) -> Iterator[Family]:
+    """Each replica's in each cluster by itself: the sum would fall when a cluster goes."""
+    attempts = Family("slipway_replica_attempts_total", "counter", "Requests that the gateway sent to the replica.")
+    errors = Family("slipway_replica_errors_total", "counter", "Those answered by 5xx, reset, or not connected.")
+    known = {f"{replica.host}:{replica.port}": (model.name, replica) for model in models for replica in model.replicas}
+    for cluster in clusters.get("cluster_statuses", ()):
+        for host in cluster.get("host_statuses", ()):
+            name, replica = known.get(address_of(host), ("", None))
+            if replica is None:
+                continue
+            counts = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", ())}
+            failed = counts.get("rq_error", 0)
+            labels = {
+                "model": name,
+                "version": replica.version,
+                "generation": str(replica.generation),
+                "replica": replica.id,
+                "envoy_cluster_name": str(cluster["name"]).replace(".", "/"),
+            }
+            attempts.add(max(counts.get("rq_total", 0), counts.get("rq_success", 0) + failed), **labels)
+            errors.add(failed, **labels)
+    yield from (attempts, errors)
+
+
+def _rollouts(models: list[ModelView]) -> Iterator[Family]:
+    running = Family("slipway_rollout_running", "gauge", "1 while a rollout of the model is under way, else 0.")
+    started = Family("slipway_rollout_started_timestamp_seconds", "gauge", "When the running rollout began.")
+    step = Family("slipway_rollout_step", "gauge", "The traffic step that the running rollout is at, from 1.")
+    took = Family("slipway_rollout_last_duration_seconds", "gauge", "How long the last rollout took that ended.")
+    for model in models:
+        newest = model.history[-1] if model.history else None
+        under_way = newest is not None and newest.outcome == "running"
+        running.add(under_way, model=model.name)
+        if newest is not None and under_way:
+            started.add(newest.started_at, model=model.name)
+            step.add(newest.step + 1, model=model.name)
+        last = _last_ended(model)
+        if last is not None and last.ended_at is not None:
+            outcome = last.outcome.replace(" ", "_")
+            took.add(last.ended_at - last.started_at, model=model.name, version=last.version, outcome=outcome)
+    yield from (running, started, step, took)
+
+
+def _last_ended(model: ModelView) -> Rollout | None:
+    return next((rollout for rollout in reversed(model.history) if rollout.ended_at is not None), None)
