@@ -8,7 +8,7 @@ endpoints change only when its fallback does. Field names are those of Envoy's v
 from typing import Any
 
 from pipeline.fleet.doors import filters as doors
-from pipeline.fleet.state import Deployment, ModelFleet
+from pipeline.fleet.state import Deployment, ModelFleet, Replica
 
 Json = dict[str, Any]
 
@@ -26,7 +26,12 @@ NO_MODEL, BAD_BODY = "slipway:no-model", "slipway:bad-body"
 
 
 def cluster_name(model: str, generation: int) -> str:
-    return f"{model}.g{generation}"
+    return f"{cluster_prefix(model)}{generation}"
+
+
+def cluster_prefix(model: str) -> str:
+    """How the names of all clusters of a model begin. No model's name holds a dot."""
+    return f"{model}.g"
 
 
 # --- listener ----------------------------------------------------------------------------------------------------
@@ -223,13 +228,17 @@ def endpoints(model: str, deployment: Deployment, fallback: Deployment | None) -
         "endpoints": [
             {
                 "priority": priority,
-                "lb_endpoints": [
-                    {"endpoint": {"address": address(replica.host, replica.port)}} for replica in tier.replicas
-                ],
+                "lb_endpoints": [_endpoint(replica) for replica in tier.replicas if replica.use != "starting"],
             }
             for priority, tier in enumerate(tiers)
         ],
     }
+
+
+def _endpoint(replica: Replica) -> Json:
+    """One that is leaving stays known until it has finished, so that its streams can be counted."""
+    found: Json = {"endpoint": {"address": address(replica.host, replica.port)}}
+    return found if replica.use == "serving" else {**found, "health_status": "DRAINING"}
 
 
 def fallback_of(model: ModelFleet, deployment: Deployment) -> Deployment | None:

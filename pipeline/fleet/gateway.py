@@ -290,6 +290,17 @@ class Gateway:
         ]
         return {address_of(host): _figures(host) for host in hosts}
 
+    def active_addresses(self, model: str) -> set[str]:
+        """Where something of a model is being answered now, whichever of its clusters it came by."""
+        answer = self._ask("/clusters", {"format": "json"}) or {}
+        return {
+            address_of(host)
+            for cluster in answer.get("cluster_statuses", [])
+            if cluster["name"].startswith(config.cluster_prefix(model))
+            for host in cluster.get("host_statuses", [])
+            if _figures(host).active
+        }
+
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """True as soon as `condition` holds, False if it did not in time."""
         deadline = time.monotonic() + timeout_s

@@ -65,8 +65,8 @@ class LocalReplicas:
     def put(self, plan: ReplicaPlan) -> None:
         self.supervisor.put(self.engine.program(plan))
 
-    def remove(self, name: str) -> None:
-        self.supervisor.remove(name)
+    def remove(self, name: str, *, at_once: bool = False) -> None:
+        self.supervisor.remove(name, at_once=at_once)
 
     def states(self) -> dict[str, ReplicaState]:
         return {found.name: ReplicaState(state=found.state, pid=found.pid) for found in self.supervisor.states()}

@@ -122,26 +122,28 @@ def rollback(
         reason: why, for the audit log.
 
     Raises:
-        SpecError: there is no version to go back to.
+        SpecError: there is no version to go back to, or somebody else changed what is served at the same time.
         TransientError: the gateway or MLflow does not answer now, or somebody moved the alias at the same time.
     """
     registry = registry or Registry(layout.ports().url("mlflow"), layout.home_path)
     told = Told("rollback", by or audit.person(), reason)
     gateway = Gateway(layout)
-    serving = _cut_short(registry, gateway.files.get(name))
+    before, champion = gateway.files.get(name), registry.alias(name, CHAMPION)
+    serving = _cut_short(before, champion)
     if serving is not None:
-        replaced = _move_aliases(layout, registry, (name, serving), told, served=True)
+        replaced = _move_aliases(layout, registry, (name, champion, serving), told, served=True)
         reason = f"the traffic was on version {serving} already; the registry says so now, too"
         return RolledBack(name=name, version=serving, replaced=replaced, immediate=True, reason=reason)
     with gateway.files.lock():
         model = gateway.files.get(name)
+        _refuse_second(before, model)
         target = _warm_target(gateway, model)
         if target is not None:
             model = _moved(model, target, told)
             gateway.files.write(model)
             gateway.apply()
     version = target.version if target else _previous_version(model)
-    champion = _move_aliases(layout, registry, (name, version), told, served=target is not None)
+    champion = _move_aliases(layout, registry, (name, champion, version), told, served=target is not None)
     if target is None:
         reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
         return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
@@ -149,23 +151,42 @@ def rollback(
     return RolledBack(name=name, version=version, replaced=champion, immediate=True, reason=reason)
 
 
-def _cut_short(registry: Aliases, model: ModelFleet) -> str | None:
+def _cut_short(model: ModelFleet, champion: str | None) -> str | None:
     """The version to which a rollback moved the traffic that died before it moved the aliases; None if none did."""
     last = model.rollout(model.generation)
     if last is None or last.outcome != ROLLED_BACK or model.serving is None:
         return None
-    return model.serving.version if registry.alias(model.name, CHAMPION) == last.previous else None
+    return model.serving.version if champion == last.previous else None
 
 
-def _move_aliases(layout: Layout, registry: Aliases, to: tuple[str, str], told: Told, *, served: bool) -> str | None:
-    """The registry follows: the champion of the model `to[0]` is version `to[1]`.
+def _refuse_second(before: ModelFleet, now: ModelFleet) -> None:
+    """What the person saw is no longer so: going back from there might be a second step back.
+
+    Raises:
+        SpecError: names what has begun meanwhile.
+    """
+    newest = now.rollout(now.generation)
+    if newest and now.generation != before.generation:
+        what = "rolled it back" if newest.outcome == ROLLED_BACK else f"began rollout {newest.generation}"
+        raise SpecError(
+            f"somebody else {what} at the same time, to version {newest.version} of {now.name}; nothing was changed."
+            " Look at `slipway status`, then decide again"
+        )
+
+
+def _move_aliases(
+    layout: Layout, registry: Aliases, move: tuple[str, str | None, str], told: Told, *, served: bool
+) -> str | None:
+    """The registry follows.
+
+    Args:
+        move: the model, the champion that the person saw, and the version that it is to be.
 
     Returns:
         The champion before.
     """
-    name, version = to
+    name, champion, version = move
     try:
-        champion = registry.alias(name, CHAMPION)
         if champion != version:
             record = partial(audit.record, layout, actor=told.by, model=name, version=version)
             record(action=told.action, reason=told.reason, details={"from": champion, "to": version})
@@ -185,20 +206,30 @@ def _move_aliases(layout: Layout, registry: Aliases, to: tuple[str, str], told: 
 
 
 def _warm_target(gateway: Gateway, model: ModelFleet) -> Served | None:
-    """What is serving while a canary is on trial, else what served before if it still can."""
-    target = model.serving if model.canary else model.previous
+    """What is serving while another version is on trial, else what served before; None unless it still can."""
+    target = model.serving if _on_trial(model) else model.previous
     deployment = model.deployment(target.deployment) if target else None
     return target if deployment and _is_well(gateway, deployment) else None
 
 
+def _on_trial(model: ModelFleet) -> str | None:
+    """The version that may take the place of what is serving: it has replicas already, or is about to."""
+    running = running_rollout(model)
+    serving = model.serving.version if model.serving else None
+    wanted = model.canary.version if model.canary else running.version if running else None
+    return wanted if wanted != serving else None
+
+
 def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
     health = gateway.healthy() or {}
-    return deployment.routed and all(health.get(replica.address, False) for replica in deployment.replicas)
+    well = [health.get(replica.address, False) for replica in deployment.serving]
+    return deployment.routed and bool(well) and all(well)
 
 
 def _moved(model: ModelFleet, target: Served, told: Told) -> ModelFleet:
     """A rollout of its own number, so that whichever is under way ends as superseded."""
-    replaced = model.serving.version if model.serving else None
+    on_trial = _on_trial(model)
+    replaced = on_trial or (model.serving.version if model.serving else None)
     model = superseding(model)
     generation, moment = model.generation, time.time()
     rollout = Rollout(
@@ -216,15 +247,17 @@ def _moved(model: ModelFleet, target: Served, told: Told) -> ModelFleet:
     serving = target.model_copy(update={"generation": generation})
     return model.changed(
         serving=serving,
-        previous=None if model.canary else model.serving,
+        previous=None if on_trial else model.serving,
         canary=None,
         weights={target.deployment: 100},
     ).with_rollout(rollout)
 
 
 def _previous_version(model: ModelFleet) -> str:
-    """The version that the last promotion replaced."""
+    """What is serving while another version is on trial, else the version that the last promotion replaced."""
     serving = model.serving.version if model.serving else None
+    if serving and _on_trial(model):
+        return serving
     for rollout in reversed(model.history):
         if rollout.outcome == "promoted" and rollout.previous and rollout.version == serving != rollout.previous:
             return rollout.previous

@@ -93,39 +93,71 @@ class Fleet:
         return required_rollout(model, generation).paused
 
     def all_healthy(self, deployment: Deployment) -> bool:
-        """Whether the gateway sees every replica of it answering its health check."""
+        """Whether the gateway sees every serving replica of it answering its health check."""
         health = self.gateway.healthy() or {}
-        return all(health.get(replica.address, False) for replica in deployment.replicas)
+        return bool(deployment.serving) and all(health.get(replica.address, False) for replica in deployment.serving)
 
     def settled(self, deployment: Deployment, timeout_s: float) -> bool:
         """Whether it is alive and becomes healthy in time: after a restart of the machine, say. The gateway notices
         only after some seconds that a replica is gone."""
         return (
             self.gateway.wait(
-                lambda: self.all_healthy(deployment) or not self.replicas.alive(deployment.replicas), timeout_s
+                lambda: self.all_healthy(deployment) or not self.replicas.alive(deployment.serving), timeout_s
             )
             and self.all_healthy(deployment)
-            and self.replicas.alive(deployment.replicas)
+            and self.replicas.alive(deployment.serving)
         )
 
     def discard(self, name: str, generation: int, unwanted: list[Deployment]) -> None:
         """Takes deployments that no traffic goes to out of the gateway, lets them finish, and removes them."""
-        for deployment in unwanted:
-            self.gateway.wait(lambda found=deployment: self._is_idle(name, found), DRAIN_S)  # type: ignore[misc]
-            gone = deployment.generation
+        if not unwanted:
+            return
+        gone = {deployment.generation for deployment in unwanted}
+        self.leave(name, generation, {replica.id for deployment in unwanted for replica in deployment.replicas})
+        self.change(
+            name,
+            generation,
+            lambda model: model.changed(
+                deployments=tuple(found for found in model.deployments if found.generation not in gone)
+            ),
+        )
 
-            def unroute(model: ModelFleet, gone: int = gone) -> ModelFleet:
-                found = model.deployment(gone)
-                return model.with_deployment(found.model_copy(update={"routed": False})) if found else model
+    def leave(self, name: str, generation: int, ids: set[str]) -> None:
+        """Takes replicas out of the gateway, lets them finish what they have begun, ends and forgets them.
 
-            self.change(name, generation, unroute)
-            self.replicas.remove(deployment.replicas)
-            self.change(name, generation, lambda model, gone=gone: model.without_deployment(gone))  # type: ignore[misc]
-            self.say(f"removed {', '.join(replica.id for replica in deployment.replicas)}")
+        What still hangs after `DRAIN_S` is ended all the same: one request without an end must not hold a rollout.
+        """
+        model = self.change(name, generation, lambda model: _each(model, lambda found: found.using("leaving", ids)))
+        leaving = [replica for found in model.deployments for replica in found.replicas if replica.id in ids]
+        addresses = {replica.address for replica in leaving}
+        self.gateway.wait(lambda: not self._busy(name, addresses), DRAIN_S)
+        busy = self._busy(name, addresses)
+        hanging = [replica for replica in leaving if replica.address in busy]
+        if hanging:
+            self.say(f"{', '.join(replica.id for replica in hanging)}: requests still hang after {DRAIN_S} s; ended")
+        self.change(name, generation, lambda model: _each(model, lambda found: _without_endpoints(found, ids)))
+        self.replicas.remove(hanging, at_once=True)
+        self.replicas.remove([replica for replica in leaving if replica.address not in busy])
+        self.change(name, generation, lambda model: _each(model, lambda found: _without(found, ids)))
+        self.say(f"removed {', '.join(replica.id for replica in leaving)}")
 
-    def _is_idle(self, name: str, deployment: Deployment) -> bool:
-        figures = self.gateway.hosts(name, deployment.generation)
-        return not any(host.active for host in figures.values())
+    def _busy(self, name: str, addresses: set[str]) -> set[str]:
+        """Those of `addresses` that still answer something, whichever of the model's clusters it came by."""
+        return self.gateway.active_addresses(name) & addresses
+
+
+def _each(model: ModelFleet, change: Callable[[Deployment], Deployment]) -> ModelFleet:
+    return model.changed(deployments=tuple(change(found) for found in model.deployments))
+
+
+def _without(deployment: Deployment, ids: set[str]) -> Deployment:
+    kept = tuple(replica for replica in deployment.replicas if replica.id not in ids)
+    return deployment.model_copy(update={"replicas": kept})
+
+
+def _without_endpoints(deployment: Deployment, ids: set[str]) -> Deployment:
+    """The gateway forgets those that are about to be ended: the whole deployment, if none is left."""
+    return deployment if _without(deployment, ids).replicas else deployment.model_copy(update={"routed": False})
 
 
 def unused(model: ModelFleet, *keep: int) -> list[Deployment]:

@@ -20,8 +20,8 @@ class RemoteReplicas:
     def put(self, plan: ReplicaPlan) -> None:
         self.agent.call("PUT", f"/replicas/{plan.replica.id}", plan.model_dump(mode="json"))
 
-    def remove(self, name: str) -> None:
-        self.agent.call("DELETE", f"/replicas/{name}")
+    def remove(self, name: str, *, at_once: bool = False) -> None:
+        self.agent.call("DELETE", f"/replicas/{name}", at_once=at_once)
 
     def states(self) -> dict[str, ReplicaState]:
         return {name: ReplicaState.model_validate(state) for name, state in self.agent.call("GET", "/replicas").items()}

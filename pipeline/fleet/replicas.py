@@ -39,8 +39,8 @@ class ReplicaHost(Protocol):
     def put(self, plan: ReplicaPlan) -> None:
         """Keeps the replica running. Harmless to repeat."""
 
-    def remove(self, name: str) -> None:
-        """Lets it finish what it is answering, then ends it. Harmless to repeat."""
+    def remove(self, name: str, *, at_once: bool = False) -> None:
+        """Ends it, once it has finished what it is answering unless `at_once`. Harmless to repeat."""
 
     def states(self) -> dict[str, ReplicaState]:
         """Of every replica that it knows, by name."""
@@ -80,16 +80,16 @@ class Replicas:
         """Where new replicas can listen."""
         return self.host.places(count, taken)
 
-    def remove(self, replicas: Iterable[Replica]) -> None:
-        """Lets each finish what it is answering, then ends it. Harmless to repeat."""
+    def remove(self, replicas: Iterable[Replica], *, at_once: bool = False) -> None:
+        """Ends each, once it has finished what it is answering unless `at_once`. Harmless to repeat."""
         for replica in replicas:
-            self.host.remove(replica.id)
+            self.host.remove(replica.id, at_once=at_once)
 
     def alive(self, replicas: Iterable[Replica]) -> bool:
         """Whether every one of them is kept running."""
         states = self.host.states()
         wanted = [states.get(replica.id) for replica in replicas]
-        return all(found and found.state in ("RUNNING", "STARTING", "BACKOFF") for found in wanted)
+        return bool(wanted) and all(found and found.state in ("RUNNING", "STARTING", "BACKOFF") for found in wanted)
 
     def _await_ready(self, plan: ReplicaPlan, deadline: float, keep_going: Callable[[], bool]) -> None:
         pids: set[int] = set()

@@ -76,7 +76,10 @@ def plan(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     registered = _servable(spec, fleet, champion, model)
     fleet.gateway.rotate_access_log()
     wait_s = min(registered.recipe.rollout.ready_timeout_s, MAX_SETTLE_S)
-    if _is_served(fleet, model, registered, wait_s) and not unused(model):
+    running = running_rollout(model)
+    # Somebody moved the alias back in mid-rollout: the version that is on trial must go.
+    on_trial = model.canary is not None or (running is not None and running.version != champion)
+    if not on_trial and _is_served(fleet, model, registered, wait_s) and not unused(model):
         if fleet.registry.alias(spec.name, SERVING) != champion:
             fleet.registry.set_alias(spec.name, SERVING, champion)
         return _result(spec, "nothing_to_do", f"version {champion} is served already", version=champion, model=model)
@@ -320,7 +323,14 @@ def _give_up(spec: RolloutSpec, fleet: Fleet, reason: str) -> RolloutResult:
 
 
 def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
-    """The canary, which has all the traffic by now, becomes what is served."""
+    """The canary, which has all the traffic by now, becomes what is served; unless somebody has changed his mind."""
+    champion = fleet.registry.alias(spec.name, CHAMPION)
+    model = fleet.current(spec.name, spec.generation)
+    rollout = required_rollout(model, spec.generation)
+    if rollout.outcome == "superseded":
+        return _result(spec, "superseded", rollout.reason, model=model)
+    if champion != rollout.version and model.canary is not None:
+        return _drop(spec, fleet, f"the champion is version {champion or 'none'} now")
 
     def take_over(model: ModelFleet) -> ModelFleet:
         rollout = required_rollout(model, spec.generation)
@@ -339,6 +349,16 @@ def promote(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     fleet.registry.tag(spec.name, model.serving.version, REASON_TAG, f"promoted by rollout {spec.generation}")
     drop_anchor(fleet.registry, fleet.layout.home_path, spec.name, model.serving.version)
     return _result(spec, "done", f"version {model.serving.version} is served", model=model)
+
+
+def _drop(spec: RolloutSpec, fleet: Fleet, reason: str) -> RolloutResult:
+    """Nobody wants the canary any more: it loses its traffic at once, and `retire` removes it."""
+
+    def drop(model: ModelFleet) -> ModelFleet:
+        model = model.changed(canary=None, weights=_all_on(model.serving))
+        return with_phase(model, spec.generation, "promote", **ended("superseded", reason))
+
+    return _result(spec, "superseded", reason, model=fleet.change(spec.name, spec.generation, drop))
 
 
 def _promoted(model: ModelFleet, generation: int) -> dict[str, object]:

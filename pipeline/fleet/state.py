@@ -13,8 +13,9 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -36,6 +37,9 @@ class Replica(Contract):
     host: str = LOOPBACK
     """An IP address."""
     port: int
+    use: Literal["serving", "starting", "leaving"] = "serving"
+    """starting: the gateway is not told of it yet. leaving: the gateway gives it nothing new, and it finishes what it
+    has begun before it is ended."""
 
     @property
     def address(self) -> str:
@@ -54,6 +58,19 @@ class Deployment(Contract):
     """Every replica has answered with the right version."""
     routed: bool = False
     """The gateway knows it."""
+
+    @property
+    def serving(self) -> tuple[Replica, ...]:
+        """The replicas that take requests."""
+        return tuple(replica for replica in self.replicas if replica.use == "serving")
+
+    def using(self, use: str, ids: Container[str] | None = None) -> "Deployment":
+        """The same deployment with `use` for the replicas `ids`, or for all of them."""
+        changed = tuple(
+            replica.model_copy(update={"use": use}) if ids is None or replica.id in ids else replica
+            for replica in self.replicas
+        )
+        return self.model_copy(update={"replicas": changed})
 
 
 class Served(Contract):
@@ -152,9 +169,9 @@ class ModelFleet(Contract):
         return ModelFleet.model_validate({**dict(self), **values})
 
     def replica_weight(self, deployment: Deployment) -> float:
-        """Per cent of the traffic that each replica of `deployment` takes when all are healthy."""
+        """Per cent of the traffic that each serving replica of `deployment` takes when all are healthy."""
         share = self.weights.get(deployment.generation, 0)
-        return round(share / len(deployment.replicas), 2) if deployment.replicas else 0.0
+        return round(share / len(deployment.serving), 2) if deployment.serving else 0.0
 
 
 def models_path(home_path: Path) -> Path:
@@ -197,6 +214,8 @@ class ReplicaView(Contract):
     port: int
     healthy: bool | None
     """As the gateway sees it now; None if the gateway does not answer, or was not told of it yet."""
+    use: Literal["serving", "starting", "leaving"] = "serving"
+    """See `Replica.use`."""
     weight: float
     """Per cent of the model's traffic."""
 
@@ -263,15 +282,7 @@ def address_of(host: dict[str, Any]) -> str:
 
 def _view(model: ModelFleet, health: dict[str, bool] | None) -> ModelView:
     replicas = tuple(
-        ReplicaView(
-            id=replica.id,
-            version=deployment.version,
-            generation=deployment.generation,
-            host=replica.host,
-            port=replica.port,
-            healthy=health.get(replica.address, False) if health is not None and deployment.routed else None,
-            weight=model.replica_weight(deployment),
-        )
+        _replica_view(model, deployment, replica, health)
         for deployment in model.deployments
         for replica in deployment.replicas
     )
@@ -284,4 +295,20 @@ def _view(model: ModelFleet, health: dict[str, bool] | None) -> ModelView:
         weights=model.weights,
         replicas=replicas,
         history=model.history,
+    )
+
+
+def _replica_view(
+    model: ModelFleet, deployment: Deployment, replica: Replica, health: dict[str, bool] | None
+) -> ReplicaView:
+    known = health if deployment.routed and replica.use != "starting" else None
+    return ReplicaView(
+        id=replica.id,
+        version=deployment.version,
+        generation=deployment.generation,
+        host=replica.host,
+        port=replica.port,
+        healthy=None if known is None else known.get(replica.address, False),
+        use=replica.use,
+        weight=model.replica_weight(deployment) if replica.use == "serving" else 0.0,
     )

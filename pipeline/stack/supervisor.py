@@ -153,11 +153,15 @@ class Supervisor:
             if state and state.state not in ("RUNNING", "STARTING", "BACKOFF"):
                 self._call("supervisor.startProcess", program.name, False, ignore=(ALREADY_STARTED,))
 
-    def remove(self, name: str) -> None:
-        """Stops the program and forgets it; its log stays. Harmless to repeat."""
+    def remove(self, name: str, *, at_once: bool = False) -> None:
+        """Stops the program and forgets it; its log stays. Harmless to repeat.
+
+        Args:
+            at_once: kill it rather than ask it to end.
+        """
         with self._lock():
             if self.is_running():
-                self._forget(name)
+                self._forget(name, at_once=at_once)
             for path in (self._conf_path(name), self._program_path(name), self._program_path(name).with_suffix(".pid")):
                 path.unlink(missing_ok=True)
             if self.is_running():
@@ -194,27 +198,27 @@ class Supervisor:
         for priority in sorted({program.priority for program in known}, reverse=True):
             self._end([program for program in known if program.priority == priority])
 
-    def _end(self, programs: list[Program]) -> None:
-        """Asks all of them to stop, then waits for all."""
+    def _end(self, programs: list[Program], *, at_once: bool = False) -> None:
+        """Asks all of them to stop, then waits for all; `at_once` kills them."""
         for program in programs:
             state = self.state(program.name)
             ready = program.ready_url is None or loopback.answers(program.ready_url)
             self._call("supervisor.stopProcess", program.name, False, ignore=(BAD_NAME, NOT_RUNNING))
-            if state and state.pid and not ready:
+            if state and state.pid and (at_once or not ready):
                 processes.kill(processes.group_of(state.pid))
         names = {program.name for program in programs}
         deadline = time.monotonic() + START_TIMEOUT_S + max(program.stop_wait_s for program in programs)
         while time.monotonic() < deadline and any(s.pid for s in self.states() if s.name in names):
             time.sleep(POLL_S)
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str, *, at_once: bool = False) -> None:
         state = self.state(name)
         if state is None:
             return
         group = processes.group_of(state.pid) if state.pid else []
         known = [program for program in self._known() if program.name == name]
         if known:
-            self._end(known)
+            self._end(known, at_once=at_once)
         self._call("supervisor.stopProcess", name, True, ignore=(BAD_NAME, NOT_RUNNING))
         self._call("supervisor.removeProcessGroup", name, ignore=(BAD_NAME,))
         processes.end(group)

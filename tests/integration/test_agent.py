@@ -46,7 +46,7 @@ class Notes:
     def put(self, plan: ReplicaPlan) -> None:
         self.plans[plan.replica.id] = plan
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, at_once: bool = False) -> None:
         self.plans.pop(name, None)
 
     def states(self) -> dict[str, ReplicaState]:
@@ -136,7 +136,7 @@ def test_replicas_are_asked_for_by_plan(configured: Settings, notes: Notes) -> N
     assert notes.plans == {wanted.replica.id: wanted}
     assert host.states() == {wanted.replica.id: ReplicaState(state="RUNNING", pid=7)}
     host.remove(wanted.replica.id)
-    host.remove(wanted.replica.id)
+    host.remove(wanted.replica.id, at_once=True)
     assert host.states() == {}
 
 

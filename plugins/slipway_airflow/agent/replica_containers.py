@@ -107,14 +107,14 @@ class ReplicaContainers:
             if known.status not in ("running", "restarting"):
                 known.start()
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, at_once: bool = False) -> None:
         """Two rollouts may retire the same replica at once."""
         self._plan_path(name).unlink(missing_ok=True)
         with engine_errors(f"look at replica {name}"):
             container = self._find(name)
         if container is None:
             return
-        if self._answers(container):
+        if not at_once and self._answers(container):
             with gone_is_fine(), engine_errors(f"end replica {name}"):
                 container.stop(timeout=STOP_S)
         with gone_is_fine(), engine_errors(f"remove replica {name}"):

@@ -90,9 +90,9 @@ def _add_replicas(app: FastAPI, settings: Settings, replicas: ReplicaHost) -> No
         replicas.put(plan)
 
     @app.delete("/replicas/{name}")
-    def remove(name: str) -> None:
+    def remove(name: str, at_once: bool = False) -> None:
         check_name(name)
-        replicas.remove(name)
+        replicas.remove(name, at_once=at_once)
 
     @app.get("/replicas")
     def states() -> dict[str, ReplicaState]:
