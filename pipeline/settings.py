@@ -9,6 +9,7 @@
 | MLFLOW_TRACKING_URI     | none                       | the MLflow server                                         |
 | MLFLOW_TRACKING_USERNAME, …_PASSWORD | none          | who asks MLflow, if it wants to know                      |
 | SLIPWAY_SECRETS         | none                       | a folder with a file for each secret (docker compose)     |
+| SLIPWAY_TLS             | none                       | a folder with the gateway's tls.crt and tls.key (compose) |
 | SLIPWAY_RELEASE         | none                       | the MLflow experiment that a step logs to                 |
 | SLIPWAY_NODE_RANK       | 0                          | this node of a job of several nodes                       |
 | SLIPWAY_NODES           | 1                          | how many nodes the job has                                |
@@ -66,6 +67,8 @@ class Settings(BaseModel):
     """Where secrets are files, instead of being the home's `credentials.json`."""
     signing_key: str | None = Field(default=None, repr=False)
     """The private key that signs bundles, where it is not a file of the home."""
+    tls_path: Path | None = None
+    """Where the gateway's certificate is in docker compose, if it has one."""
     release: str | None = None
     node_rank: int = 0
     nodes: int = 1
@@ -123,6 +126,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         tracking_login=_tracking_login(environ),
         secrets_path=Path(environ["SLIPWAY_SECRETS"]) if environ.get("SLIPWAY_SECRETS") else None,
         signing_key=environ.get(SIGNING_KEY) or None,
+        tls_path=Path(environ["SLIPWAY_TLS"]) if environ.get("SLIPWAY_TLS") else None,
         release=environ.get("SLIPWAY_RELEASE") or None,
         node_rank=node_rank,
         nodes=nodes,

@@ -76,14 +76,24 @@ BackendOption = Annotated[
 
 
 @app.command()
-def up(port: PortOptions = None, backend: BackendOption = None) -> None:
+def up(
+    port: PortOptions = None,
+    backend: BackendOption = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The gateway's certificate and its issuers' (PEM). Kept from then on."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    no_tls: Annotated[bool, typer.Option("--no-tls", help="Plain HTTP again.")] = False,
+) -> None:
     """Start the local stack, or repair what is down. Twice is harmless.
 
     Example: `slipway up --port airflow=8080 --port gateway=8000`
     """
     from pipeline.commands import stack_commands
 
-    stack_commands.up(parse_ports(port or []), backend)
+    choose = stack_commands.certificate(tls_cert, tls_key, plain=no_tls)
+    stack_commands.up(parse_ports(port or []), backend, choose)
 
 
 @app.command()

@@ -8,6 +8,7 @@ endpoints change only when its fallback does. Field names are those of Envoy's v
 from typing import Any
 
 from pipeline.fleet.doors import filters as doors
+from pipeline.fleet.doors import tls
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
 
 Json = dict[str, Any]
@@ -37,8 +38,12 @@ def cluster_prefix(model: str) -> str:
 # --- listener ----------------------------------------------------------------------------------------------------
 
 
-def listener(bound: Json, access_log_path: str, xds_path: str) -> Json:
-    """The gateway's only listener, at the address `bound`."""
+def listener(bound: Json, access_log_path: str, xds_path: str, own: Json | None = None) -> Json:
+    """The gateway's only listener, at the address `bound`.
+
+    Args:
+        own: with TLS, how connections of the stack's own programs are told (`doors.tls`); they alone stay plain.
+    """
     manager = {
         "@type": f"{API}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "main",
@@ -66,8 +71,14 @@ def listener(bound: Json, access_log_path: str, xds_path: str) -> Json:
         "name": "main",
         "address": bound,
         "per_connection_buffer_limit_bytes": 2 * MAX_BODY_BYTES,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        **_filter_chains({"name": "http", "typed_config": manager}, own, f"{xds_path}/tls"),
     }
+
+
+def _filter_chains(http: Json, own: Json | None, tls_path: str) -> Json:
+    if own is None:
+        return {"filter_chains": [{"filters": [http]}]}
+    return tls.filter_chains(http, own, watched(f"{tls_path}/{tls.SECRET}.json", tls_path))
 
 
 def http_filters() -> list[Json]:

@@ -20,13 +20,13 @@ from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
-from pipeline.fleet.doors import keys
+from pipeline.fleet.doors import keys, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.settings import ROOT
 from pipeline.stack import jobs_part
-from pipeline.stack.layout import Layout
+from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program
 
 CONFIRM_TIMEOUT_S = 15.0
@@ -148,10 +148,27 @@ class Gateway:
         admin = config.address(_address(ports.host("gateway_admin")), ports.gateway_admin)
         _write_json(self.folder / "bootstrap.json", config.bootstrap(admin, str(self.xds_path)))
         bound = config.address(ports.listen, ports.gateway)
-        listeners = [config.listener(bound, str(self.access_log_path), str(self.xds_path))]
+        own = self._own_connections()
+        listeners = [config.listener(bound, str(self.access_log_path), str(self.xds_path), own)]
         if bridge := jobs_part.place_of(self.layout).bridge_address:
             listeners.append(mlflow_listener.listener(bridge, ports.mlflow))
         self._write_resources("lds", listeners)
+
+    def _own_connections(self) -> config.Json | None:
+        """None without TLS; with it, there is a certificate for Envoy to read. A newer one is brought by `doors`."""
+        certificate = tls.certificate_of(self.layout)
+        if certificate is None:
+            return None
+        if not tls.secret_path(self.layout).exists():
+            self.write_certificate(tls.read_pair(certificate))
+        ports = self.layout.ports()
+        return tls.own_connections(ports.listen, _address(ports.host("gateway_admin")), LOOPBACK)
+
+    def write_certificate(self, pair: tuple[str, str]) -> None:
+        """What Envoy shows to new connections from now on; those that are open stay as they are."""
+        path = tls.secret_path(self.layout)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_versioned(path, [tls.secret(pair)])
 
     def write(self, models: dict[str, ModelFleet]) -> None:
         """The files for `models`, without asking Envoy: for before it runs."""

@@ -50,12 +50,20 @@ class Stack:
     def supervisor(self) -> Supervisor:
         return Supervisor(self.layout.home_path)
 
-    def up(self, say: Say, ports: dict[str, int] | None = None, backend: str | None = None) -> None:
+    def up(
+        self,
+        say: Say,
+        ports: dict[str, int] | None = None,
+        backend: str | None = None,
+        *,
+        choose: Callable[[Layout], None] = lambda layout: None,
+    ) -> None:
         """Starts what does not run and waits until every part answers.
 
         Args:
             ports: part to port, for those that the caller wants; they are kept.
             backend: where steps are to run, process or docker; it is kept.
+            choose: keeps what else the user decided, once there is a home and before anything starts.
 
         Raises:
             SpecError: a port is taken; nothing was started.
@@ -66,6 +74,7 @@ class Stack:
         check_ports(self.layout.choose_ports(wanted), self._own_pids())
         self.layout.ensure_credentials()
         keys.ensure(self.layout)
+        choose(self.layout)
         if jobs_part.choose(self.layout, self.settings, backend).backend == "docker":
             say("steps", "run as containers")
         self.supervisor.start()

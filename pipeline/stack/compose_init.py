@@ -97,6 +97,8 @@ def initialise(root: Path, socket: Path = SOCKET) -> list[str]:
     if not (root / ".env").exists():
         _write(root / ".env", _environment((root / ".env.example").read_text(), socket), 0o600)
         said.append("made .env: ports, images and sizes; look through it")
+    # Else Docker would make it, as root's.
+    (root / "tls").mkdir(exist_ok=True)
     folder = secrets_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)

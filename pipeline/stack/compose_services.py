@@ -13,7 +13,8 @@ EVERYWHERE = "0.0.0.0"
 HOSTS = {
     "airflow": "airflow-api-server",
     "mlflow": "mlflow",
-    "gateway": "gateway",
+    # By its name in the fleet's network, where it speaks plain HTTP with the stack's own programs.
+    "gateway": "gateway-admin",
     "gateway_admin": "gateway-admin",
     "metrics": "metrics",
 }

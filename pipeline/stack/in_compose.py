@@ -215,8 +215,10 @@ def _sign_in(users_uri: str) -> str:
 def gateway(configured: Settings) -> Run:
     """Envoy. The clients' key goes into the home, where rollouts find it when they write Envoy's configuration."""
     from pipeline.fleet import gateway as part
+    from pipeline.fleet.doors import tls
 
     layout = Layout(configured.home_path)
+    tls.choose(layout, tls.certificate_in(configured.tls_path) if configured.tls_path else None)
     write_atomically(part.client_key_path(layout), read_secret(secrets_path(configured), "gateway_api_key"))
     program = part.program(layout)
     return Run(program.command, program.environment, Path(str(program.directory)))

@@ -2,8 +2,8 @@
 
     python -m pipeline.fleet.doors HOME
 
-Several times a second it works out who may come in (keys pass their time of grace, budgets are used up and begin
-anew) and brings the gateway to it when that has changed. It keeps nothing in memory that it could not lose: what it
+Twice a second it works out who may come in (keys pass their time of grace) and which certificate the gateway shows, and
+brings the gateway to it when that has changed. It keeps nothing in memory that it could not lose: what it
 knows is in files, and at its start it brings the gateway to them.
 """
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import SlipwayError, TransientError
+from pipeline.fleet.doors import tls
 from pipeline.fleet.doors.clients import Client
 from pipeline.fleet.gateway import Gateway
 from pipeline.settings import ROOT
@@ -46,10 +47,30 @@ class Keeper:
         alive_path(layout).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.brought: tuple[Client, ...] | None = None
         """What the gateway was brought to last; None: not known."""
-        self.said = ""
+        self.certificate: object = None
+        """What the certificate's files looked like last."""
+        self.said: dict[str, str] = {}
+        """What was said last of each subject."""
 
     def look(self) -> None:
-        """One round."""
+        """One round. What fails is said once, and tried again in the next one."""
+        for subject, look in (("certificate", self._look_at_certificate), ("clients", self._look_at_clients)):
+            try:
+                look()
+                self._say(subject, "")
+            except SlipwayError as error:
+                self._say(subject, str(error))
+
+    def _look_at_certificate(self) -> None:
+        """A new one is shown once it and its key fit each other; until then the one before."""
+        chosen = tls.certificate_of(self.gateway.layout)
+        if chosen is None or tls.stamp(chosen) == self.certificate:
+            return
+        found = tls.stamp(chosen)
+        self.gateway.write_certificate(tls.read_pair(chosen))
+        self.certificate = found
+
+    def _look_at_clients(self) -> None:
         wanted = self.gateway.clients()
         if wanted == self.brought:
             return
@@ -62,20 +83,16 @@ class Keeper:
         self.brought = wanted
 
     def run(self) -> None:
-        """Until the process is ended. What fails is said once, and tried again."""
+        """Until the process is ended."""
         while True:
             alive_path(self.gateway.layout).touch()
-            try:
-                self.look()
-                self._say("")
-            except SlipwayError as error:
-                self._say(str(error))
+            self.look()
             time.sleep(PERIOD_S)
 
-    def _say(self, what: str) -> None:
-        if what and what != self.said:
+    def _say(self, subject: str, what: str) -> None:
+        if what and what != self.said.get(subject):
             print(what, file=sys.stderr)
-        self.said = what
+        self.said[subject] = what
 
 
 def main() -> int:

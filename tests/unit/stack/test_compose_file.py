@@ -152,7 +152,8 @@ def test_the_code_finds_the_services_where_they_are() -> None:
         name = f"SLIPWAY_PORT_{part.upper()}"
         assert settings[name] == f"${{{name}:-{port}}}"
         inside = compose_services.PORTS[part]
-        published = SERVICES[compose_services.HOSTS[part]]["ports"]
+        host = compose_services.HOSTS[part]
+        published = SERVICES["gateway" if host in aliases else host]["ports"]
         assert published == [f"127.0.0.1:${{{name}:-{port}}}:{inside}"]
     for job, part in (("gateway", "gateway_admin"), ("fleet", "metrics")):
         listens = f"{compose_services.HOSTS[part]}:{compose_services.PORTS[part]}"
