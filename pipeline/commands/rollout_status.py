@@ -6,18 +6,23 @@ import time
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
+from rich.table import Table
 
+from pipeline.commands.bars import interval_bar
 from pipeline.commands.fleet import COLOURS, chosen, duration
 from pipeline.commands.output import console, here
 from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DONE, SpecError
-from pipeline.fleet.state import ModelView, Rollout, outcome_of, read_fleet
+from pipeline.fleet.analysis.comparison import Comparison
+from pipeline.fleet.analysis.live import Judgement, read_judgement
+from pipeline.fleet.state import ModelView, Rollout, outcome_of, read_fleet, said
 from pipeline.stack.layout import Layout
 
 POLL_S = 0.5
 SAY_EVERY_S = 5.0
 """At least so long between two lines of one step where there is no terminal."""
 FAILED = ("failed", "rolled back")
+VERDICTS = {"not worse": "green", "worse": "red", "undecided": "dim"}
 
 
 class Progress(Contract):
@@ -37,6 +42,12 @@ class Progress(Contract):
     waits_for: str
     """Empty once it has ended."""
     reason: str
+    client_requests: int = 0
+    """That the canary answered in this step."""
+    probes: int = 0
+    """That the rollout sent it itself in this step."""
+    comparisons: tuple[Comparison, ...] = ()
+    """As they are now, or as they were at the end."""
 
 
 def show(name: str, *, watch: bool, as_json: bool) -> int:
@@ -97,6 +108,9 @@ def look(layout: Layout, name: str) -> Progress:
         raise SpecError(f"{name} was never rolled out: make a version its champion with `./slipway promote {name} 1`")
     rollout = model.history[-1]
     running = rollout.outcome == "running"
+    judgement = read_judgement(layout.home_path, name)
+    if judgement and judgement.generation != rollout.generation:
+        judgement = None
     return Progress(
         name=name,
         generation=rollout.generation,
@@ -106,8 +120,11 @@ def look(layout: Layout, name: str) -> Progress:
         duration=duration(rollout),
         step=rollout.step + 1 if _has_begun_to_shift(model, rollout) else 0,
         weight=weight_of(model, rollout.version),
-        waits_for=waits_for(model, rollout) if running else "",
+        waits_for=waits_for(model, rollout, judgement) if running else "",
         reason=rollout.reason,
+        client_requests=judgement.client_requests if judgement else 0,
+        probes=judgement.probes if judgement else 0,
+        comparisons=judgement.comparisons if judgement and running else rollout.comparisons,
     )
 
 
@@ -121,21 +138,24 @@ def _has_begun_to_shift(model: ModelView, rollout: Rollout) -> bool:
     return "start_canary" in rollout.phases and (weight_of(model, rollout.version) > 0 or "shift" in rollout.phases)
 
 
-def waits_for(model: ModelView, rollout: Rollout) -> str:
+def waits_for(model: ModelView, rollout: Rollout, judgement: Judgement | None = None) -> str:
     """What has to happen next."""
+    if rollout.paused:
+        return f"`slipway rollout resume {model.name}`: paused {said(rollout.paused)}"
     if "start_canary" not in rollout.phases:
         started = [replica for replica in model.replicas if replica.generation == rollout.generation]
         well = sum(replica.healthy is True for replica in started)
         return f"replicas of version {rollout.version}: {well} of {len(started)} healthy" if started else "its replicas"
     if "shift" not in rollout.phases:
         weight = weight_of(model, rollout.version)
-        return f"a judgement at {weight} % of the traffic" if weight else "its first traffic"
+        seen = f": {judgement.reason}" if judgement and judgement.reason else ""
+        return f"a judgement at {weight} % of the traffic{seen}" if weight else "its first traffic"
     return f"version {rollout.version} to be made what is served"
 
 
 def picture(progress: Progress) -> Group:
     """All of it, a few lines."""
-    return Group(*_head(progress))
+    return Group(*_head(progress), *([comparisons_table(progress.comparisons)] if progress.comparisons else []))
 
 
 def _head(progress: Progress) -> list[str]:
@@ -146,12 +166,32 @@ def _head(progress: Progress) -> list[str]:
         f"  [{colour}]{progress.outcome}[/]  {progress.duration}"
     ]
     if progress.step:
-        lines.append(f"  step {progress.step}, {progress.weight} % of the traffic")
+        seen = f", {progress.client_requests} requests of clients and {progress.probes} probes so far"
+        lines.append(f"  step {progress.step}, {progress.weight} % of the traffic{seen if progress.waits_for else ''}")
     if progress.waits_for:
         lines.append(f"  waits for {escape(progress.waits_for)}")
     if progress.reason:
         lines.append(f"  {escape(progress.reason)}")
     return lines
+
+
+def comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
+    """A line for each measure, its interval as a bar."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "canary", "stable", "│ same  ┊ margin  ━ interval", "", "seen", "verdict"):
+        table.add_column(title, justify="right" if title in ("canary", "stable", "seen") else "left", no_wrap=True)
+    for found in comparisons:
+        ends = " … ".join("?" if end is None else f"{end:.3g}" for end in (found.low, found.high))
+        table.add_row(
+            *(found.measure, _figure(found.canary, found.unit), _figure(found.stable, found.unit)),
+            *(interval_bar(found), f"{ends} ({found.margin:.3g})", f"{found.num_canary}/{found.num_stable}"),
+            f"[{VERDICTS[found.verdict]}]{found.verdict}[/]",
+        )
+    return table
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.3g} {unit}".strip()
 
 
 def _line(progress: Progress) -> str:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pipeline import settings
 from pipeline.errors import SlipwayError
+from pipeline.fleet.analysis.live import read_judgement
 from pipeline.fleet.exposition import CONTENT_TYPE, Family, text_of
 from pipeline.fleet.metrics import Tally, families
 from pipeline.fleet.state import read_fleet
@@ -52,7 +53,9 @@ def figures(layout: Layout, tally: Tally) -> str:
     """
     began = time.monotonic()
     clusters = loopback.read_json(f"{layout.ports().url('gateway_admin')}/clusters", {"format": "json"})
-    found = families(list(read_fleet(layout.home_path).values()), tally, clusters)
+    fleet = read_fleet(layout.home_path)
+    judgements = [seen for name in fleet if (seen := read_judgement(layout.home_path, name)) is not None]
+    found = families(list(fleet.values()), tally, clusters, judgements)
     took = Family("slipway_exporter_duration_seconds", "gauge", "How long collecting all of this took.")
     took.add(time.monotonic() - began)
     return text_of([*found, took])

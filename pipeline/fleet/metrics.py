@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from pipeline.fleet.analysis.live import Judgement
 from pipeline.fleet.envoy_config import Json, cluster_name
 from pipeline.fleet.exposition import Family
 from pipeline.fleet.state import ModelView, Rollout, address_of, outcome_of, role_of
@@ -39,16 +40,25 @@ class Tally:
         return found
 
 
-def families(models: list[ModelView], tally: Tally, clusters: Json | None) -> list[Family]:
+def families(
+    models: list[ModelView], tally: Tally, clusters: Json | None, judgements: Iterable[Judgement] = ()
+) -> list[Family]:
     """Everything that the exporter says.
 
     Args:
+        judgements: the newest of each model; one of a rollout that has ended is left out.
         clusters: Envoy's `/clusters?format=json`; None if it does not answer.
     """
     ended = Family("slipway_rollouts_total", "counter", "Rollouts that ended, since the exporter began.")
     for (name, outcome), count in sorted(tally.count(models).items()):
         ended.add(count, model=name, outcome=outcome.replace(" ", "_"))
-    return [*_fleet(models), *_attempts(models, clusters or {}), *_rollouts(models), ended]
+    return [
+        *_fleet(models),
+        *_attempts(models, clusters or {}),
+        *_rollouts(models),
+        *_judged(models, judgements),
+        ended,
+    ]
 
 
 def _fleet(models: list[ModelView]) -> Iterator[Family]:
@@ -119,19 +129,47 @@ def _rollouts(models: list[ModelView]) -> Iterator[Family]:
     running = Family("slipway_rollout_running", "gauge", "1 while a rollout of the model is under way, else 0.")
     started = Family("slipway_rollout_started_timestamp_seconds", "gauge", "When the running rollout began.")
     step = Family("slipway_rollout_step", "gauge", "The traffic step that the running rollout is at, from 1.")
+    paused = Family("slipway_rollout_paused", "gauge", "1 while a person holds the running rollout, else 0.")
     took = Family("slipway_rollout_last_duration_seconds", "gauge", "How long the last rollout took that ended.")
     for model in models:
-        newest = model.history[-1] if model.history else None
-        under_way = newest is not None and newest.outcome == "running"
-        running.add(under_way, model=model.name)
-        if newest is not None and under_way:
+        running.add(_is_under_way(model), model=model.name)
+        if _is_under_way(model):
+            newest = model.history[-1]
+            paused.add(newest.paused is not None, model=model.name)
             started.add(newest.started_at, model=model.name)
             step.add(newest.step + 1, model=model.name)
         last = _last_ended(model)
         if last is not None and last.ended_at is not None:
             outcome = last.outcome.replace(" ", "_")
             took.add(last.ended_at - last.started_at, model=model.name, version=last.version, outcome=outcome)
-    yield from (running, started, step, took)
+    yield from (running, paused, started, step, took)
+
+
+def _judged(models: list[ModelView], judgements: Iterable[Judgement]) -> Iterator[Family]:
+    """What the running rollouts see."""
+    requests = Family("slipway_rollout_client_requests", "gauge", "Clients' requests to the canary in this step.")
+    probes = Family("slipway_rollout_probes", "gauge", "Probes of the canary in this step.")
+    figures = Family("slipway_rollout_comparison", "gauge", "Canary and stable, and the interval of their difference.")
+    verdicts = Family("slipway_rollout_comparison_verdict", "gauge", "1 for what a comparison has come to.")
+    under_way = {(model.name, model.generation) for model in models if _is_under_way(model)}
+    for found in judgements:
+        if (found.model, found.generation) not in under_way:
+            continue
+        labels = {"model": found.model, "version": found.version}
+        requests.add(found.client_requests, **labels)
+        probes.add(found.probes, **labels)
+        for one in found.comparisons:
+            named = {**labels, "measure": one.measure}
+            verdicts.add(1, **named, verdict=one.verdict)
+            for figure in ("canary", "stable", "low", "high", "margin"):
+                value: float | None = getattr(one, figure)
+                if value is not None:
+                    figures.add(value, **named, unit=one.unit, figure=figure)
+    yield from (requests, probes, figures, verdicts)
+
+
+def _is_under_way(model: ModelView) -> bool:
+    return bool(model.history) and model.history[-1].outcome == "running"
 
 
 def _last_ended(model: ModelView) -> Rollout | None:

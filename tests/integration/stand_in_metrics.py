@@ -38,6 +38,7 @@ class Metrics:
             f'vllm:request_success_total{{engine="0",finished_reason="stop",model_name="tiny"}} {self.finished}'
         )
         lines.append(f"process_start_time_seconds {STARTED_AT}")
+        lines.append(f"process_cpu_seconds_total {time.process_time()}")
         for name, values in self.times_s.items():
             lines += _histogram(f"vllm:{name}", values)
         return "\n".join([*lines, ""])

@@ -2,6 +2,7 @@
 during a rollout that is refused, and the command line watches it.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -148,6 +149,30 @@ def test_a_refused_version_is_an_alert(seen: Seen) -> None:
         "SlipwayExporterDown",
         "SlipwayErrorBudgetBurnsFast",
     }
+
+
+DASHBOARDS = sorted((ROOT / "infra" / "grafana" / "dashboards").glob("*.json"))
+EMPTY = {
+    "envoy_server_days_until_first_cert_expiring < 3650": "the rig has no certificate",
+}
+"""Queries that give nothing here, and why."""
+
+
+def queries(dashboard: Path) -> list[str]:
+    """All that its panels ask."""
+    return [target["expr"] for panel in json.loads(dashboard.read_text())["panels"] for target in panel["targets"]]
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_every_query_of_the_dashboards_has_figures(seen: Seen, dashboard: Path) -> None:
+    """Grafana would show an empty panel and no error. What is declared empty must be so, or the reason is gone."""
+    open_ = [query for query in queries(dashboard) if query not in EMPTY]
+    deadline = time.monotonic() + WAIT_S
+    while open_ := [query for query in open_ if not seen.prometheus.over(query, since=seen.began)]:
+        assert time.monotonic() < deadline, "\n".join(open_)
+        time.sleep(0.2)
+    declared = [query for query in queries(dashboard) if query in EMPTY]
+    assert not [query for query in declared if seen.prometheus.over(query, since=seen.began)]
 
 
 def test_whoever_watches_a_rollout_sees_it_refused_and_why(seen: Seen) -> None:

@@ -1,12 +1,15 @@
 """Rollouts with real vLLM replicas: a tiny model as it is, then its 4-bit form."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 from fleet_rig import MODEL, Rig
+from stand_in_metrics import Metrics
 
 from pipeline import settings
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
@@ -14,6 +17,8 @@ from pipeline.fleet.replicas import Replicas
 from pipeline.settings import ROOT
 
 pytestmark = pytest.mark.integration
+
+INFRA = ROOT / "infra"
 
 MAKE_FORMS = """
 import sys
@@ -75,6 +80,21 @@ def test_a_replica_that_has_answered_leaves_its_core_to_others(rig: Rig) -> None
     before, began = used_s(engine), time.monotonic()
     time.sleep(1)
     assert (used_s(engine) - before) / (time.monotonic() - began) < 0.25
+
+
+def test_a_real_engine_gives_every_figure_that_dashboards_and_rules_ask_for(rig: Rig) -> None:
+    """And those that the stand-in replica pretends to have."""
+    (replica,) = (replica for found in rig.state().deployments for replica in found.replicas)
+    said = httpx.get(f"http://{replica.address}/metrics", trust_env=False).text
+    given = {re.split(r"[{ ]", line)[0] for line in said.splitlines() if not line.startswith("#")}
+    texts = [
+        path.read_text() for room in ("grafana/dashboards", "prometheus/rules") for path in (INFRA / room).iterdir()
+    ]
+    asked = set(re.findall(r"\b(?:vllm:|process_)\w+", "\n".join(texts)))
+    assert len(asked) > 8
+    assert asked <= given
+    pretended = {re.split(r"[{ ]", line)[0] for line in Metrics().text().splitlines()}
+    assert pretended <= given
 
 
 def used_s(family: list[psutil.Process]) -> float:

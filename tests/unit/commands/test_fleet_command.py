@@ -8,8 +8,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.commands.app import app
+from pipeline.commands.bars import interval_bar
+from pipeline.fleet.analysis.comparison import Comparison
+from pipeline.fleet.analysis.live import Judgement, write_judgement
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, outcome_of, read_fleet, role_of
+from pipeline.fleet.state import (
+    Deployment,
+    ModelFleet,
+    Paused,
+    Replica,
+    Rollout,
+    Served,
+    outcome_of,
+    read_fleet,
+    role_of,
+)
 
 
 def deployment(version: str, generation: int) -> Deployment:
@@ -126,6 +139,91 @@ def test_a_running_rollout_says_what_it_waits_for(
     done = say("rollout", "status", "m")
     assert f"waits for {waits_for}" in done.output
     assert done.exit_code == 0
+
+
+COMPARISON = Comparison(
+    measure="time to first token, median",
+    unit="ms",
+    canary=46.0,
+    stable=41.0,
+    low=2.5,
+    high=7.5,
+    margin=10.0,
+    verdict="not worse",
+    num_canary=40,
+    num_stable=120,
+)
+JUDGEMENT = Judgement(
+    model="m",
+    generation=2,
+    version="2",
+    stable_version="1",
+    step=0,
+    weight=25,
+    began_at=1.0,
+    updated_at=2.0,
+    client_requests=31,
+    probes=9,
+    finding="undecided",
+    reason="too few to tell",
+    comparisons=(COMPARISON,),
+)
+
+
+def test_a_running_rollout_shows_what_is_compared_now(home: Path) -> None:
+    """With its interval, and what the judgement rests on."""
+    write(home)
+    write_judgement(home, JUDGEMENT)
+    said = " ".join(say("rollout", "status", "m").output.split())
+    assert "step 1, 25 % of the traffic, 31 requests of clients and 9 probes so far" in said
+    assert "waits for a judgement at 25 % of the traffic: too few to tell" in said
+    assert "time to first token, median 46 ms 41 ms" in said
+    assert "2.5 … 7.5 (10) 40/120 not worse" in said
+
+
+def test_a_judgement_of_an_earlier_rollout_is_not_shown_as_this_ones(home: Path) -> None:
+    """The file stays until the next one looks."""
+    write(home)
+    write_judgement(home, JUDGEMENT.model_copy(update={"generation": 1}))
+    assert "time to first token" not in say("rollout", "status", "m").output
+
+
+def test_a_rollout_that_has_ended_shows_its_last_comparisons(home: Path) -> None:
+    """Which the state keeps."""
+    write(home, history=(rollout(2, outcome="promoted", comparisons=(COMPARISON,)),))
+    (found,) = json.loads(say("rollout", "status", "m", "--json").output)["comparisons"]
+    assert Comparison.model_validate(found) == COMPARISON
+
+
+def test_a_paused_rollout_says_by_whom_and_how_it_goes_on(home: Path) -> None:
+    """Rather than what would be waited for otherwise."""
+    held = Paused(by="ann", reason="a customer complains", at=0.0)
+    write(home, history=(rollout(2, phases=("start_canary",), paused=held),))
+    said = say("rollout", "status", "m").output
+    assert "waits for `slipway rollout resume m`: paused by ann" in said
+    assert "a customer complains" in said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "drawn"),
+    [
+        (2.5, 7.5, "         │ ━━●━ ┊  "),
+        (-5.0, 5.0, "     ━━━━│━━━●  ┊  "),
+        (None, 5.0, "╌╌╌╌╌╌╌╌╌│╌╌╌●  ┊  "),
+        (None, None, "╌╌╌╌╌╌╌╌╌│╌╌╌●╌╌┊╌╌"),
+    ],
+)
+def test_an_interval_is_drawn_between_no_difference_and_the_margin(
+    low: float | None, high: float | None, drawn: str
+) -> None:
+    """An end that is not known yet runs off the bar."""
+    assert interval_bar(COMPARISON.model_copy(update={"low": low, "high": high}), width=19) == drawn
+
+
+def test_what_is_compared_with_nothing_is_drawn_without_a_point() -> None:
+    """The first version has no other beside it; a measure without any figure has no length either."""
+    bare = Comparison(measure="error rate", margin=0.0, num_canary=0)
+    assert set(interval_bar(bare)) == {"╌", "┊"}
 
 
 @pytest.mark.parametrize(

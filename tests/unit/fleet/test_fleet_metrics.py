@@ -4,6 +4,8 @@ import subprocess
 
 import pytest
 
+from pipeline.fleet.analysis.comparison import Comparison
+from pipeline.fleet.analysis.live import Judgement
 from pipeline.fleet.envoy_config import Json
 from pipeline.fleet.exposition import Family, text_of
 from pipeline.fleet.metrics import Tally, families
@@ -127,6 +129,42 @@ def test_a_rollout_that_the_state_has_forgotten_stays_counted() -> None:
     assert found['slipway_rollouts_total{model="m",outcome="promoted"}'] == 1
     assert found['slipway_rollouts_total{model="m",outcome="failed"}'] == 1
     assert figures(later, tally=tally) == found
+
+
+def test_the_running_rollouts_comparisons_are_told_with_their_intervals() -> None:
+    """An end that is not known yet is absent, and so is the judgement of a rollout that has ended."""
+    comparison = Comparison(
+        measure="error rate", canary=0.1, stable=0.0, low=0.02, margin=0.05, verdict="undecided", num_canary=20
+    )
+    judgement = Judgement(
+        model="m",
+        generation=3,
+        version="3",
+        stable_version="1",
+        step=1,
+        weight=25,
+        began_at=1.0,
+        updated_at=2.0,
+        client_requests=15,
+        probes=5,
+        finding="undecided",
+        reason="",
+        comparisons=(comparison,),
+    )
+
+    def told(generation: int) -> dict[str, float]:
+        seen = judgement.model_copy(update={"generation": generation})
+        text = text_of(families([MODEL], Tally(), None, [seen]))
+        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("slipway_rollout_co")]
+        return {name: float(value) for name, _, value in lines}
+
+    labels = 'model="m",version="3",measure="error rate"'
+    figures = {"canary": 0.1, "stable": 0.0, "low": 0.02, "margin": 0.05}
+    assert told(3) == {
+        **{f'slipway_rollout_comparison{{{labels},unit="",figure="{name}"}}': figures[name] for name in figures},
+        f'slipway_rollout_comparison_verdict{{{labels},verdict="undecided"}}': 1,
+    }
+    assert told(2) == {}
 
 
 def test_a_model_without_replicas_has_no_figures_of_replicas() -> None:
