@@ -185,6 +185,9 @@ class Rollout(Contract):
     replicas: Annotated[int, Field(ge=1, le=32)] = 2
     steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (5, 25, 50, 100)
     """Per cent of the traffic on the canary, rising to 100."""
+    strategy: Literal["auto", "surge", "replace"] = "auto"
+    """surge: a second set of replicas beside the first. replace: one replica after the other makes place for a new one.
+    auto: surge where the measured memory has room for a second set, else replace."""
     step_s: Annotated[float, Field(ge=1)] = 10.0
     """Seconds of observation at each step."""
     min_requests: Annotated[int, Field(ge=0)] = 20

@@ -1,15 +1,21 @@
 """Replicas as supervised processes of this machine. Their logs are `home/logs/<replica>.log`."""
 
+import contextlib
 import random
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from pipeline.fleet import vllm
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.stack import processes
 from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program, Supervisor
 
@@ -68,11 +74,26 @@ class LocalReplicas:
     def remove(self, name: str, *, at_once: bool = False) -> None:
         self.supervisor.remove(name, at_once=at_once)
 
+    def memory(self, names: Sequence[str]) -> Memory:
+        pids = {state.name: state.pid for state in self.supervisor.states()}
+        taken = [_held_bytes(pid) for name in names if (pid := pids.get(name))]
+        machine = psutil.virtual_memory()
+        return Memory(total_bytes=machine.total, free_bytes=machine.available, replica_bytes=max(taken, default=0))
+
     def states(self) -> dict[str, ReplicaState]:
         return {found.name: ReplicaState(state=found.state, pid=found.pid) for found in self.supervisor.states()}
 
     def log_of(self, name: str) -> str:
         return str(self.supervisor.layout.log_path(name))
+
+
+def _held_bytes(pid: int) -> int:
+    """Of a process and its group: their own pages, and their share of those that they share."""
+    held = 0
+    for process in processes.group_of(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            held += process.memory_full_info().pss
+    return held
 
 
 def _is_free(port: int) -> bool:

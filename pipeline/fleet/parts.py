@@ -130,7 +130,7 @@ class Fleet:
         model = self.change(name, generation, lambda model: _each(model, lambda found: found.using("leaving", ids)))
         leaving = [replica for found in model.deployments for replica in found.replicas if replica.id in ids]
         addresses = {replica.address for replica in leaving}
-        self.gateway.wait(lambda: not self._busy(name, addresses), DRAIN_S)
+        self.gateway.wait(lambda: not self._takes_more(addresses) and not self._busy(name, addresses), DRAIN_S)
         busy = self._busy(name, addresses)
         hanging = [replica for replica in leaving if replica.address in busy]
         if hanging:
@@ -140,6 +140,11 @@ class Fleet:
         self.replicas.remove([replica for replica in leaving if replica.address not in busy])
         self.change(name, generation, lambda model: _each(model, lambda found: _without(found, ids)))
         self.say(f"removed {', '.join(replica.id for replica in leaving)}")
+
+    def _takes_more(self, addresses: set[str]) -> bool:
+        """Whether the gateway has not noticed yet that they are leaving."""
+        health = self.gateway.healthy() or {}
+        return any(health.get(address, False) for address in addresses)
 
     def _busy(self, name: str, addresses: set[str]) -> set[str]:
         """Those of `addresses` that still answer something, whichever of the model's clusters it came by."""

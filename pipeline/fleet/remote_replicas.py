@@ -1,8 +1,10 @@
 """Replicas as containers, which the agent starts: the same fleet, where this process may start nothing itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.agent import AgentClient
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 
@@ -22,6 +24,9 @@ class RemoteReplicas:
 
     def remove(self, name: str, *, at_once: bool = False) -> None:
         self.agent.call("DELETE", f"/replicas/{name}", at_once=at_once)
+
+    def memory(self, names: Sequence[str]) -> Memory:
+        return Memory.model_validate(self.agent.call("POST", "/replicas/memory", list(names)))
 
     def states(self) -> dict[str, ReplicaState]:
         return {name: ReplicaState.model_validate(state) for name, state in self.agent.call("GET", "/replicas").items()}

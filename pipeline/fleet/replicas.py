@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import httpx
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import ReplicaFailed
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.probes import Answer, ask
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
@@ -41,6 +42,9 @@ class ReplicaHost(Protocol):
 
     def remove(self, name: str, *, at_once: bool = False) -> None:
         """Ends it, once it has finished what it is answering unless `at_once`. Harmless to repeat."""
+
+    def memory(self, names: Sequence[str]) -> Memory:
+        """What is free where replicas run, and what the largest of `names` takes."""
 
     def states(self) -> dict[str, ReplicaState]:
         """Of every replica that it knows, by name."""

@@ -5,7 +5,6 @@ model has begun. Reads the registry's `champion`; writes the fleet's state, the 
 `serving` and (rolling back) `champion`, and the version's tags.
 """
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from pipeline import audit
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
+from pipeline.fleet import starting
 from pipeline.fleet.parts import (
     Fleet,
     Superseded,
@@ -23,17 +23,14 @@ from pipeline.fleet.parts import (
     unused,
     with_phase,
 )
-from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.shifting import shift
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served
-from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
 from pipeline.registry.anchors import drop_anchor
 from pipeline.registry.models import CHAMPION, SERVING, RegisteredVersion
 
 OUTCOME_TAG = "slipway.rollout"
 REASON_TAG = "slipway.rollout_reason"
 RETIRE_POLL_S = 0.5
-HEALTHY_TIMEOUT_S = 30.0
 MAX_SETTLE_S = 120.0
 """`plan` waits so long for replicas that are up but not healthy yet, as after a restart of the stack."""
 
@@ -79,7 +76,8 @@ def plan(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     running = running_rollout(model)
     # Somebody moved the alias back in mid-rollout: the version that is on trial must go.
     on_trial = model.canary is not None or (running is not None and running.version != champion)
-    if not on_trial and _is_served(fleet, model, registered, wait_s) and not unused(model):
+    is_settled = not on_trial and not unused(model) and not _serves_short(model)
+    if is_settled and _is_served(fleet, model, registered, wait_s):
         if fleet.registry.alias(spec.name, SERVING) != champion:
             fleet.registry.set_alias(spec.name, SERVING, champion)
         return _result(spec, "nothing_to_do", f"version {champion} is served already", version=champion, model=model)
@@ -142,7 +140,8 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
         )
         if before and before.version == champion:
             # A repeated event: whoever held the version where it was still does.
-            rollout = rollout.model_copy(update={"paused": before.paused, "step": before.step})
+            kept = {"paused": before.paused, "step": before.step, "capacity": before.capacity}
+            rollout = rollout.model_copy(update=kept)
         model = model.with_rollout(rollout)
         if model.canary and model.canary.version != champion:
             model = model.changed(canary=None, weights=_all_on(model.serving))
@@ -178,6 +177,9 @@ def start_canary(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
         return _result(spec, "done", "started before", model=model)
     registered = fleet.registry.get(spec.name, rollout.version)
     if _is_served(fleet, model, registered):
+        if _serves_short(model):
+            _make_room(spec, fleet, spec.generation)
+            starting.complete(fleet, spec.name, generation=spec.generation)
         fleet.change(spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "start_canary"))
         return _result(spec, "done", f"version {rollout.version} is served already", model=model)
     warm = _warm_deployment(fleet, model, registered)
@@ -188,6 +190,12 @@ def start_canary(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
         return _give_up(spec, fleet, str(error))
     reason = "its replicas were still warm" if warm else f"started {len(deployment.replicas)} replicas"
     return _result(spec, "done", reason, model=fleet.files.get(spec.name))
+
+
+def _serves_short(model: ModelFleet) -> bool:
+    """Whether what serves lacks replicas: they made place for a version that did not come."""
+    serving = model.deployment(model.serving.deployment) if model.serving else None
+    return serving is not None and serving.is_short
 
 
 def _warm_deployment(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion) -> Deployment | None:
@@ -230,69 +238,13 @@ def _start(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> De
     """Only once the bundle is known to be whole does anything warm make room."""
     bundle_path = fleet.fetch_bundle(registered)
     _make_room(spec, fleet, spec.generation)
-    settings = registered.recipe.rollout
-
-    def intend(model: ModelFleet) -> ModelFleet:
-        if model.deployment(spec.generation):
-            return model
-        rollout = required_rollout(model, spec.generation).model_copy(update={"step": 0})
-        return model.with_rollout(rollout).with_deployment(_new_deployment(spec, fleet, registered))
-
-    deployment = fleet.change(spec.name, spec.generation, intend).deployment(spec.generation)
-    assert deployment is not None
-    cores = sorted(os.sched_getaffinity(0))
-    plans = [
-        ReplicaPlan(
-            replica=replica,
-            model=spec.name,
-            version=registered.version,
-            generation=spec.generation,
-            bundle_path=bundle_path,
-            settings=settings,
-            core=cores[index % len(cores)],
-        )
-        for index, replica in enumerate(deployment.replicas)
-    ]
-    started = time.monotonic()
-    fleet.replicas.start(plans, lambda: fleet.is_newest(spec.name, spec.generation))
-    fleet.say(f"{len(plans)} replicas answer as version {registered.version} ({time.monotonic() - started:.1f} s)")
-    return deployment
-
-
-def _new_deployment(spec: RolloutSpec, fleet: Fleet, registered: RegisteredVersion) -> Deployment:
-    """With places for its replicas. Under the lock: two rollouts must not be given the same ones."""
-    taken = {
-        replica.address
-        for model in fleet.files.all().values()
-        for found in model.deployments
-        for replica in found.replicas
-    }
-    places = fleet.replicas.places(registered.recipe.rollout.replicas, taken)
-    return Deployment(
-        version=registered.version,
-        generation=spec.generation,
-        bundle_digest=registered.bundle_digest,
-        replicas=tuple(
-            Replica(
-                id=replica_id(spec.name, registered.version, generation=spec.generation, index=index),
-                host=host,
-                port=port,
-            )
-            for index, (host, port) in enumerate(places)
-        ),
-    )
+    return starting.start(fleet, registered, bundle_path, generation=spec.generation)
 
 
 def _route(spec: RolloutSpec, fleet: Fleet, deployment: Deployment) -> None:
     """Makes the gateway know the replicas, and waits until it finds them healthy."""
-    known = deployment.model_copy(update={"ready": True, "routed": True})
-    fleet.change(spec.name, spec.generation, lambda model: model.with_deployment(known))
-    if not fleet.gateway.wait(lambda: fleet.all_healthy(known), HEALTHY_TIMEOUT_S):
-        raise ReplicaFailed(
-            f"the gateway does not find every replica of version {known.version} healthy after"
-            f" {HEALTHY_TIMEOUT_S:g} s, though they answered; see {fleet.gateway.folder}"
-        )
-    canary = Served(version=known.version, generation=spec.generation, deployment=known.generation)
+    starting.serve(fleet, spec.name, deployment.generation, set(), by=spec.generation)
+    canary = Served(version=deployment.version, generation=spec.generation, deployment=deployment.generation)
     fleet.change(
         spec.name,
         spec.generation,
@@ -387,6 +339,7 @@ def roll_back(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
         fleet.say(f"champion {'put back to' if moved else 'was moved by someone else; served is'} {served or 'none'}")
     failed = {spec.generation, *([canary.deployment] if canary else [])}
     fleet.discard(spec.name, spec.generation, [found for found in unused(model) if found.generation in failed])
+    starting.complete(fleet, spec.name, generation=spec.generation)
     return _result(spec, "done", reason, model=model)
 
 
@@ -405,6 +358,7 @@ def retire(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     model = fleet.change(spec.name, spec.generation, lambda model: model.changed(previous=None, canary=None))
     gone = unused(model)
     fleet.discard(spec.name, spec.generation, gone)
+    starting.complete(fleet, spec.name, generation=spec.generation)
     model = fleet.change(spec.name, spec.generation, lambda model: with_phase(model, spec.generation, "retire"))
     return _result(spec, "done", f"removed {sum(len(found.replicas) for found in gone)} replicas", model=model)
 

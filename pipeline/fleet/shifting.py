@@ -6,13 +6,16 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
+from pipeline.errors import IntegrityError, ReplicaFailed
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.judging import Finding, Observation
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
 from pipeline.fleet.probes import prompts_of
+from pipeline.fleet.starting import prepare
 from pipeline.fleet.state import ModelFleet, said
 from pipeline.fleet.watching import Watch
 
@@ -26,6 +29,22 @@ class Held(Exception):
 
 def shift(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     """Walks through the recipe's steps from where an earlier attempt stopped."""
+    try:
+        return _walk(spec, fleet)
+    except (ReplicaFailed, IntegrityError) as error:
+        reason = str(error)
+        fleet.say(f"unhealthy: {reason}")
+        model = fleet.change(spec.name, spec.generation, partial(_without_canary, spec.generation, reason))
+        return _result(spec, model, outcome="unhealthy", reason=reason)
+
+
+def _without_canary(generation: int, reason: str, model: ModelFleet) -> ModelFleet:
+    """All traffic on what is serving."""
+    weights = {model.serving.deployment: 100} if model.serving else {}
+    return with_phase(model.changed(weights=weights), generation, "shift", **ended("failed", reason))
+
+
+def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     model = fleet.current(spec.name, spec.generation)
     rollout = required_rollout(model, spec.generation)
     if rollout.outcome == "failed":
@@ -115,6 +134,9 @@ def _goes_at_once(fleet: Fleet, model: ModelFleet) -> bool:
 
 
 def _set_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> ModelFleet:
+    if fleet.paused(spec.name, spec.generation) is None:
+        prepare(fleet, spec.name, weight, generation=spec.generation)
+
     def move(model: ModelFleet) -> ModelFleet:
         if model.canary is None:
             raise Superseded

@@ -23,6 +23,7 @@ from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.comparison import Comparison
+from pipeline.fleet.capacity import Capacity
 from pipeline.stack.layout import LOOPBACK, Layout, Ports
 
 MAX_HISTORY = 50
@@ -54,6 +55,8 @@ class Deployment(Contract):
     generation: int
     bundle_digest: str
     replicas: tuple[Replica, ...]
+    num_wanted: int = 0
+    """Replicas that it should have; it may be short while versions share the places that there are."""
     ready: bool = False
     """Every replica has answered with the right version."""
     routed: bool = False
@@ -63,6 +66,11 @@ class Deployment(Contract):
     def serving(self) -> tuple[Replica, ...]:
         """The replicas that take requests."""
         return tuple(replica for replica in self.replicas if replica.use == "serving")
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it lacks replicas that it should have."""
+        return len(self.serving) < self.num_wanted
 
     def using(self, use: str, ids: Container[str] | None = None) -> "Deployment":
         """The same deployment with `use` for the replicas `ids`, or for all of them."""
@@ -114,6 +122,8 @@ class Rollout(Contract):
     reason: str = ""
     by: str = ""
     """Who asked for it; empty if nobody said."""
+    capacity: Capacity | None = None
+    """How its replicas find a place; None until that is decided."""
     paused: Paused | None = None
     """While it is held: the weights stay, and a canary that is found worse is still taken back."""
     started_at: float

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.contracts.base import step_key
 from pipeline.contracts.recipe import Rollout
 from pipeline.contracts.specs import STEPS, PlanSpec
 from pipeline.errors import SpecError, TransientError
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.remote_replicas import RemoteReplicas
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.state import Replica
@@ -48,6 +49,9 @@ class Notes:
 
     def remove(self, name: str, *, at_once: bool = False) -> None:
         self.plans.pop(name, None)
+
+    def memory(self, names: Sequence[str]) -> Memory:
+        return Memory(total_bytes=100, free_bytes=50, replica_bytes=len(names))
 
     def states(self) -> dict[str, ReplicaState]:
         return {name: ReplicaState(state="RUNNING", pid=7) for name in self.plans}

@@ -97,7 +97,7 @@ def test_a_bad_version_is_rolled_back_while_the_old_one_serves(
 ) -> None:
     """Its replicas are gone, the champion is put back, and the version says why it failed."""
     if "unhealthy" in manners:
-        monkeypatch.setattr("pipeline.fleet.rollout.HEALTHY_TIMEOUT_S", 2.0)
+        monkeypatch.setattr("pipeline.fleet.starting.HEALTHY_TIMEOUT_S", 2.0)
     steady.registry.configure(**{"ready_timeout_s": 60.0, **settings})
     steady.behave(version, **manners)
     before = running_replicas(steady)

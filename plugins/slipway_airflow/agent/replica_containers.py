@@ -6,9 +6,11 @@ bundles (read-only), its own folder in memory, and nothing else of the home.
 """
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
@@ -16,6 +18,7 @@ from pipeline.containers import compose_labels, connect, engine_errors, gone_is_
 from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import SlipwayError, SpecError, TransientError
 from pipeline.fleet import vllm
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.images import image_name
@@ -120,6 +123,14 @@ class ReplicaContainers:
         with gone_is_fine(), engine_errors(f"remove replica {name}"):
             container.remove(force=True)
 
+    def memory(self, names: Sequence[str]) -> Memory:
+        """The engine's figures, without files that the kernel keeps in memory as long as there is room."""
+        with engine_errors("measure the replicas' memory"):
+            running = [found for found in self._containers() if found.labels[LABEL] in names]
+            taken = [_held_bytes(found.stats(stream=False, one_shot=True)) for found in running]
+        machine = psutil.virtual_memory()
+        return Memory(total_bytes=machine.total, free_bytes=machine.available, replica_bytes=max(taken, default=0))
+
     def states(self) -> dict[str, ReplicaState]:
         with engine_errors("list replicas"):
             return {container.labels[LABEL]: _state(container) for container in self._containers()}
@@ -186,6 +197,12 @@ class ReplicaContainers:
     def _address(self, container: Container) -> str:
         config = container.attrs["NetworkSettings"]["Networks"].get(self.network, {})
         return str((config.get("IPAMConfig") or {}).get("IPv4Address") or config.get("IPAddress", ""))
+
+
+def _held_bytes(figures: dict[str, Any]) -> int:
+    """Of a container, from what the engine's `stats` says; 0 if it has ended."""
+    memory = figures.get("memory_stats", {})
+    return int(memory.get("usage", 0)) - int(memory.get("stats", {}).get("inactive_file", 0))
 
 
 def _state(container: Container) -> ReplicaState:

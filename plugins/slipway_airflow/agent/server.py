@@ -6,7 +6,7 @@ GET    /jobs/ID                   DELETE /replicas/NAME
 GET    /jobs/ID/log               GET    /replicas
 POST   /jobs/ID/cancel
 DELETE /jobs/ID                   POST   /reap
-GET    /claims
+GET    /claims                    POST   /replicas/memory  [NAME, …]
 """
 
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pipeline.agent import describe
 from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_BAD_SPEC, EXIT_TRANSIENT, SlipwayError
+from pipeline.fleet.capacity import Memory
 from pipeline.fleet.replicas import Place, ReplicaHost, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import Settings
@@ -83,6 +84,12 @@ def _add_replicas(app: FastAPI, settings: Settings, replicas: ReplicaHost) -> No
     @app.post("/replicas/places")
     def places(wanted: Wanted) -> list[Place]:
         return replicas.places(wanted.count, set(wanted.taken))
+
+    @app.post("/replicas/memory")
+    def memory(names: Annotated[list[str], Body()]) -> Memory:
+        for name in names:
+            check_name(name)
+        return replicas.memory(names)
 
     @app.put("/replicas/{name}")
     def put(name: str, plan: ReplicaPlan) -> None:
