@@ -13,6 +13,7 @@ from rich.table import Table
 from pipeline import audit
 from pipeline.commands.output import console, here
 from pipeline.errors import SpecError, TransientError
+from pipeline.fleet.doors import budgets
 from pipeline.fleet.doors import keys as rings
 from pipeline.fleet.doors.keys import Allowed, Key, KeyRing
 from pipeline.fleet.gateway import Gateway
@@ -86,17 +87,20 @@ def show(*, as_json: bool) -> None:
     """Every client, with its limits."""
     layout, _ = here()
     now = rings.clock()
-    rows = [_row(key, now) for key in rings.read_ring(layout).keys]
+    used = budgets.read_usage(layout).of(budgets.today(now))
+    rows = [{**_row(key, now), "tokens_today": used.get(key.name, 0)} for key in rings.read_ring(layout).keys]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("client", "state", "requests/s", "burst", "tokens a day", "may choose", "made"):
+    for heading in ("client", "state", "requests/s", "burst", "tokens a day", "used today", "may choose", "made"):
         table.add_column(heading)
     for row in rows:
         limits = [str(row[name]) if row[name] is not None else "-" for name in ("rate", "burst", "tokens_per_day")]
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created_at"]))
-        table.add_row(row["name"], row["state"], *limits, "yes" if row["may_choose"] else "-", made)
+        table.add_row(
+            row["name"], row["state"], *limits, f"{row['tokens_today']:,}", "yes" if row["may_choose"] else "-", made
+        )
     console.print(table)
     console.print(f"Beside these, the stack's own: {', '.join(rings.OWN)}.")
 

@@ -14,23 +14,26 @@ def create(
     name: Name,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Requests a second, in the long run.")] = None,
     burst: Annotated[int | None, typer.Option(metavar="B", help="Requests at once, above the rate.")] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of prompts and completions, from midnight to midnight UTC.")
+    ] = None,
     may_choose: Annotated[
         bool, typer.Option("--may-choose", help="It may force or avoid the canary with the header x-slipway-canary.")
     ] = False,
 ) -> None:
     """Make a key for a client. It is shown once and kept nowhere.
 
-    Example: `slipway keys create checkout --rate 20 --burst 40`
+    Example: `slipway keys create checkout --rate 20 --burst 40 --tokens-per-day 2000000`
     """
     from pipeline.commands import keys
 
-    allowed = {"rate": rate, "burst": burst, "may_choose": may_choose}
+    allowed = {"rate": rate, "burst": burst, "tokens_per_day": tokens_per_day, "may_choose": may_choose}
     keys.create(name, allowed)
 
 
 @app.command("list")
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead.")] = False) -> None:
-    """Show who has a key, and what it allows."""
+    """Show who has a key, what it allows, and what of it is used today."""
     from pipeline.commands import keys
 
     keys.show(as_json=as_json)

@@ -16,6 +16,8 @@ Json = dict[str, Any]
 API = "type.googleapis.com/envoy"
 FILTERS = f"{API}.extensions.filters.http"
 MAX_BODY_BYTES = 1 << 20
+MAX_EVENT_BYTES = 1 << 20
+"""Of a stream: a longer one goes through uncounted."""
 MAX_HEADERS_KIB = 32
 HEADERS_TIMEOUT_S = 10
 """From a request's first byte to the end of its headers."""
@@ -97,12 +99,30 @@ def http_filters() -> list[Json]:
             "json_to_metadata.v3.JsonToMetadata",
             request_rules={"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": ANY_TYPE},
         ),
+        _filter("envoy.filters.http.sse_to_metadata", "sse_to_metadata.v3.SseToMetadata", response_rules=token_rules()),
         _filter("envoy.filters.http.router", "router.v3.Router"),
     ]
 
 
 ANY_TYPE = {"regex": ".*"}
 """Clients that forget the content type are served as the engine itself would serve them."""
+
+
+def token_rules() -> Json:
+    """The counts of a stream, from each of its events: the last ones that came by are in the access log, also where a
+    client hung up in the middle. Whole answers have them in headers (`replica_usage`)."""
+    rules = [
+        {
+            "rule": {
+                "selectors": [{"key": "usage"}, {"key": name}],
+                "on_present": {"metadata_namespace": METADATA, "key": name, "type": "NUMBER"},
+            }
+        }
+        for name in ("prompt_tokens", "completion_tokens")
+    ]
+    kind = f"{API}.extensions.content_parsers.json.v3.JsonContentParser"
+    parser = {"name": "envoy.content_parsers.json", "typed_config": {"@type": kind, "rules": rules}}
+    return {"content_parser": parser, "max_event_size": MAX_EVENT_BYTES}
 
 
 def _filter(name: str, kind: str, **fields: Any) -> Json:
@@ -124,6 +144,10 @@ def access_log(path: str) -> Json:
         "version": "%RESP(X-SLIPWAY-VERSION)%",
         "generation": "%RESP(X-SLIPWAY-GENERATION)%",
         "content_type": "%RESP(CONTENT-TYPE)%",
+        "prompt_tokens": "%RESP(X-SLIPWAY-PROMPT-TOKENS)%",
+        "completion_tokens": "%RESP(X-SLIPWAY-COMPLETION-TOKENS)%",
+        "stream_prompt_tokens": f"%DYNAMIC_METADATA({METADATA}:prompt_tokens)%",
+        "stream_completion_tokens": f"%DYNAMIC_METADATA({METADATA}:completion_tokens)%",
         "upstream": "%UPSTREAM_HOST%",
         "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
         "flags": "%RESPONSE_FLAGS%",
@@ -143,6 +167,7 @@ def local_replies() -> list[Json]:
     """Envoy's own plain-text refusals in the form that OpenAI's clients read."""
     return [
         _reply(_status(401), "missing or unknown API key: send `Authorization: Bearer KEY`", "invalid_api_key"),
+        _reply(_late(429), doors.BUDGET_MESSAGE, "budget_exhausted"),
         _reply(_status(429), "this key's limit of requests a second is reached: slow down", "rate_limit_exceeded"),
         _reply(_status(413), f"the request body is larger than {MAX_BODY_BYTES} bytes", "request_too_large"),
         _reply(
@@ -162,6 +187,13 @@ def _reply(matches: Json, message: str, code: str) -> Json:
 def _status(code: int) -> Json:
     value = {"default_value": code, "runtime_key": f"slipway.status_{code}"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _late(code: int) -> Json:
+    """A refusal by a route, which comes after the body's model is known; the filters before that refuse earlier."""
+    known = {"filter": METADATA, "path": [{"key": "model"}], "value": {"present_match": True}}
+    is_late = {"metadata_filter": {"matcher": known, "match_if_key_not_found": False}}
+    return {"and_filter": {"filters": [_status(code), is_late]}}
 
 
 def _flags(*flags: str) -> Json:

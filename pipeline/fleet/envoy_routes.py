@@ -49,6 +49,7 @@ def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...]) -> J
         "routes": [
             health,
             {**_exactly("/v1/models", "GET"), **_answer(200, {"object": "list", "data": listing})},
+            *[route for path in COMPLETION_PATHS for route in exhausted_routes(path, clients)],
             *completions,
             {"match": {"prefix": "/"}, **_answer(404, refusal)},
         ],
@@ -60,6 +61,21 @@ def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...]) -> J
         "virtual_hosts": [host],
         "max_direct_response_body_size_bytes": 1 << 20,
     }
+
+
+def exhausted_routes(path: str, clients: tuple[Client, ...]) -> list[Json]:
+    """A refusal for clients that have used up today's tokens; the script says when to come again."""
+    names = tuple(client.name for client in clients if client.exhausted)
+    if not names:
+        return []
+    answer = _answer(429, error_body(doors.BUDGET_MESSAGE, "budget_exhausted"))
+    answer["response_headers_to_add"].append({"header": {"key": doors.BUDGET_HEADER, "value": "exhausted"}})
+    return [
+        {
+            "match": {"path": path, "headers": [_header(":method", "POST"), _one_of(doors.CLIENT_HEADER, names)]},
+            **answer,
+        }
+    ]
 
 
 def completion_routes(path: str, serving: dict[str, ModelFleet], choosers: tuple[str, ...]) -> list[Json]:

@@ -20,7 +20,7 @@ from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
-from pipeline.fleet.doors import keys, tls
+from pipeline.fleet.doors import budgets, keys, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
@@ -202,7 +202,8 @@ class Gateway:
     def clients(self) -> tuple[Client, ...]:
         """Everybody who may come in now."""
         own = {keys.CLIENT: client_key(self.layout), keys.PROBE_CLIENT: probe_key(self.layout)}
-        return clients_of(keys.read_ring(self.layout), own, frozenset(), time.time())
+        ring, now = keys.read_ring(self.layout), time.time()
+        return clients_of(ring, own, budgets.exhausted(ring, budgets.read_usage(self.layout), now), now)
 
     def _clusters(self, models: dict[str, ModelFleet]) -> list[config.Json]:
         has_containers = jobs_part.place_of(self.layout).bridge_address is not None

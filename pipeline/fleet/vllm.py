@@ -38,6 +38,8 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
         *("--kv-cache-memory-bytes", str(plan.settings.kv_cache_mib << 20)),
         *("--shutdown-timeout", str(DRAIN_S)),
         *("--middleware", "pipeline.fleet.replica_middleware.Version"),
+        *("--middleware", "pipeline.fleet.replica_usage.Usage"),
+        "--enable-force-include-usage",
         *("--distributed-executor-backend", "pipeline.fleet.replica_executor.Executor"),
         *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
         *("--uvicorn-log-level", "warning"),

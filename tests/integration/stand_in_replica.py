@@ -1,6 +1,6 @@
 """A replica without a model: `python stand_in_replica.py PORT BEHAVIOUR.json`.
 
-Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind the real version middleware. The
+Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind the real middleware. The
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
 
     {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20,
@@ -22,6 +22,7 @@ import uvicorn
 from stand_in_metrics import ITL, TTFT, WHOLE, Metrics
 
 from pipeline.fleet.replica_middleware import Version
+from pipeline.fleet.replica_usage import Usage
 
 BEHAVIOUR_PATH = Path(sys.argv[2])
 METRICS = Metrics()
@@ -43,17 +44,30 @@ async def answer_text(send: Any, text: str) -> None:
 
 
 async def stream(send: Any, manners: dict[str, Any]) -> None:
-    """Server-sent events, one word each."""
+    """Server-sent events, one word each, with counts in each and a last one that has nothing else, as vLLM's are."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for index in range(manners.get("chunks", 20)):
+    chunks = manners.get("chunks", 20)
+    for index in range(chunks):
         METRICS.tokens += 1
         if index:
             METRICS.times_s[ITL].append(manners.get("chunk_s", 0.1))
-        event = {"choices": [{"index": 0, "delta": {"content": f"word{index} "}}]}
-        await send({"type": "http.response.body", "body": f"data: {json.dumps(event)}\n\n".encode(), "more_body": True})
+        finish = "stop" if index == chunks - 1 else None
+        choice = {"index": 0, "delta": {"content": f"word{index} "}, "finish_reason": finish}
+        await say(send, {"choices": [choice], "usage": used(index + 1)})
         await asyncio.sleep(manners.get("chunk_s", 0.1))
+    await say(send, {"choices": [], "usage": used(chunks)})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def say(send: Any, event: dict[str, Any]) -> None:
+    text = json.dumps(event, separators=(",", ":"))
+    await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+
+
+def used(tokens: int) -> dict[str, int]:
+    """As an engine counts: every prompt here has ten tokens."""
+    return {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
 
 
 def seen(scope: Any) -> dict[str, Any]:
@@ -102,7 +116,8 @@ async def complete(scope: Any, receive: Any, send: Any, manners: dict[str, Any])
         client = dict(scope["headers"]).get(b"x-client-id", b"").decode()
         content = json.dumps(seen(scope)) if manners.get("echo") else f"client {client}"
         message = {"role": "assistant", "content": content}
-        await answer(send, 200, {"model": request["model"], "choices": [{"index": 0, "message": message}]})
+        choices = [{"index": 0, "message": message}]
+        await answer(send, 200, {"model": request["model"], "choices": choices, "usage": used(2)})
 
 
 if __name__ == "__main__":
@@ -111,4 +126,4 @@ if __name__ == "__main__":
         sys.exit("told to crash")
     if "claims" in manners:
         os.environ["SLIPWAY_REPLICA_VERSION"] = manners["claims"]
-    uvicorn.run(Version(app), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    uvicorn.run(Version(Usage(app)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")

@@ -14,7 +14,7 @@ from fleet_rig import MODEL, Rig
 
 from pipeline.commands.keys import bring, change
 from pipeline.fleet import epochs
-from pipeline.fleet.doors import keeper, keys
+from pipeline.fleet.doors import budgets, keeper, keys
 from pipeline.fleet.doors.keys import Allowed, KeyRing
 from pipeline.fleet.gateway import Gateway, probe_key
 from pipeline.stack.processes import owned
@@ -433,7 +433,7 @@ def test_the_time_of_grace_ends_by_itself(rig: Rig) -> None:
     first = make_key(rig, "graced")
     second = rotate_key(rig, "graced", 2.0)
     assert rig.ask(key=first).status_code == 200
-    rig.supervisor.put(keeper.program(rig.layout))
+    keeper_runs(rig)
     assert rig.gateway.wait(lambda: rig.ask(key=first).status_code == 401, 30)
     assert rig.ask(key=second).status_code == 200
 
@@ -464,3 +464,54 @@ def test_a_client_that_may_choose_chooses(rig: Rig) -> None:
     assert rig.ask(key=key, **{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "2"
     assert rig.ask(**{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "1"
     rig.phase("roll_back", request_id="choose", generation=planned.generation)
+
+
+def keeper_runs(rig: Rig) -> None:
+    rig.supervisor.put(keeper.program(rig.layout))
+
+
+def used_today(rig: Rig, name: str) -> int:
+    now = time.time()
+    return budgets.read_usage(rig.layout).of(budgets.today(now)).get(name, 0)
+
+
+def test_a_budget_of_tokens_ends_in_a_refusal_until_midnight(rig: Rig) -> None:
+    """429 in OpenAI's form with the seconds that are left; a restart of who counts forgets nothing; the list of models
+    stays open, and other clients notice nothing."""
+    keeper_runs(rig)
+    key = make_key(rig, "spender", tokens_per_day=30)
+    assert [rig.ask(key=key).status_code for _ in range(2)] == [200, 200]
+    assert rig.gateway.wait(lambda: used_today(rig, "spender") == 24, 30)
+    assert rig.ask(key=key).status_code == 200
+    assert rig.gateway.wait(lambda: rig.ask(key=key).status_code == 429, 30)
+    rig.supervisor.remove(keeper.PROGRAM)
+    keeper_runs(rig)
+    answer = rig.ask(key=key)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "budget_exhausted")
+    left_s = 86_400 - time.time() % 86_400
+    assert abs(int(answer.headers["retry-after"]) - left_s) < 30
+    assert rig.ask().status_code == 200
+    headers = {"authorization": f"Bearer {key}"}
+    assert httpx.get(f"{rig.gateway.url}/v1/models", headers=headers, trust_env=False).status_code == 200
+
+
+def test_a_stream_counts_as_far_as_the_client_heard_it(rig: Rig) -> None:
+    """Whole ones exactly, ones that were cut off with the last event that came by; no event surprises the client."""
+    keeper_runs(rig)
+    key = make_key(rig, "streamer")
+    rig.behave("1", chunks=8, chunk_s=0.1)
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"model": MODEL, "stream": True, "messages": []}
+    url = f"{rig.gateway.url}{CHAT}"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=30, trust_env=False) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: {")]
+    assert [len(event["choices"]) for event in events] == [1] * 8
+    assert events[-1]["usage"]["total_tokens"] == 18
+    assert rig.gateway.wait(lambda: used_today(rig, "streamer") == 18, 30)
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=30, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        for _ in range(3):
+            next(lines)
+    assert rig.gateway.wait(lambda: used_today(rig, "streamer") > 18, 30)
+    assert 18 + 11 <= used_today(rig, "streamer") < 18 + 18
+    rig.behave("1", echo=True)

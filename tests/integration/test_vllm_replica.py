@@ -1,9 +1,11 @@
 """Rollouts with real vLLM replicas: a tiny model as it is, then its 4-bit form."""
 
+import json
 import re
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psutil
@@ -70,6 +72,55 @@ def test_a_real_engine_is_rolled_out_and_says_its_version(rig: Rig) -> None:
     """A model as it was trained is there, its 4-bit form follows, with kernels of its own; other models are unknown."""
     roll_out(rig, "2")
     assert rig.ask("nobody").status_code == 404
+
+
+def test_every_answer_says_its_tokens_and_no_stream_ends_with_an_event_without_choices(rig: Rig) -> None:
+    """As the engine counted them: whole, streamed, and streamed to a client that asked for its usage; all three are in
+    the gateway's log."""
+    whole = complete(rig)
+    usage = whole.json()["usage"]
+    said = (whole.headers["x-slipway-prompt-tokens"], whole.headers["x-slipway-completion-tokens"])
+    assert said == (str(usage["prompt_tokens"]), str(usage["completion_tokens"]))
+    unasked, asked = (events(complete(rig, stream=True, **more)) for more in ({}, {"stream_options": ASKED}))
+    assert [len(event["choices"]) for event in unasked] == [1] * len(unasked)
+    assert [len(event["choices"]) for event in asked] == [1] * len(unasked) + [0]
+    assert unasked[-1]["usage"]["total_tokens"] == asked[-1]["usage"]["total_tokens"] == usage["total_tokens"]
+
+    def logged() -> list[tuple[float, float]]:
+        lines = [json.loads(line) for line in rig.gateway.access_log_path.read_text().splitlines()[-3:]]
+        return [
+            (
+                float(line["prompt_tokens"] or line["stream_prompt_tokens"] or 0),
+                float(line["completion_tokens"] or line["stream_completion_tokens"] or 0),
+            )
+            for line in lines
+        ]
+
+    counted = (usage["prompt_tokens"], usage["completion_tokens"])
+    assert rig.gateway.wait(lambda: logged() == [counted] * 3, 30), logged()
+
+
+ASKED = {"include_usage": True}
+
+
+def complete(rig: Rig, **more: Any) -> httpx.Response:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 5,
+        "ignore_eos": True,
+        **more,
+    }
+    headers = {"authorization": f"Bearer {rig.key}"}
+    answer = httpx.post(
+        f"{rig.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60, trust_env=False
+    )
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
 
 
 def test_a_replica_that_has_answered_leaves_its_core_to_others(rig: Rig) -> None:

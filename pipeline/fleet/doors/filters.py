@@ -17,6 +17,9 @@ API = "type.googleapis.com/envoy"
 FILTERS = f"{API}.extensions.filters.http"
 CLIENT_HEADER = "x-client-id"
 DIGEST_HEADER = "x-slipway-key"
+BUDGET_HEADER = "x-slipway-budget"
+"""Of refusals: doors.lua adds `retry-after` to them."""
+BUDGET_MESSAGE = "this key's tokens for today are used up; they begin anew at midnight UTC"
 KEY_FILTER, LIMIT_FILTER = "envoy.filters.http.api_key_auth", "envoy.filters.http.local_ratelimit"
 SCRIPT = Path(__file__).with_name("doors.lua")
 FORGED = (

@@ -2,9 +2,9 @@
 
     python -m pipeline.fleet.doors HOME
 
-Twice a second it works out who may come in (keys pass their time of grace) and which certificate the gateway shows, and
-brings the gateway to it when that has changed. It keeps nothing in memory that it could not lose: what it
-knows is in files, and at its start it brings the gateway to them.
+Twice a second it works out who may come in (keys pass their time of grace, budgets are used up and begin anew) and
+which certificate the gateway shows, and brings the gateway to it when that has changed. It keeps nothing in memory
+that it could not lose: what it knows is in files, and at its start it brings the gateway to them.
 """
 
 import sys
@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from pipeline.errors import SlipwayError, TransientError
-from pipeline.fleet.doors import tls
+from pipeline.fleet.doors import budgets, tls
 from pipeline.fleet.doors.clients import Client
+from pipeline.fleet.doors.keys import clock
 from pipeline.fleet.gateway import Gateway
 from pipeline.settings import ROOT
 from pipeline.stack.layout import Layout
@@ -54,7 +55,11 @@ class Keeper:
 
     def look(self) -> None:
         """One round. What fails is said once, and tried again in the next one."""
-        for subject, look in (("certificate", self._look_at_certificate), ("clients", self._look_at_clients)):
+        for subject, look in (
+            ("certificate", self._look_at_certificate),
+            ("tokens", self._count_tokens),
+            ("clients", self._look_at_clients),
+        ):
             try:
                 look()
                 self._say(subject, "")
@@ -69,6 +74,9 @@ class Keeper:
         found = tls.stamp(chosen)
         self.gateway.write_certificate(tls.read_pair(chosen))
         self.certificate = found
+
+    def _count_tokens(self) -> None:
+        budgets.count(self.gateway.layout, self.gateway.access_log_path, clock())
 
     def _look_at_clients(self) -> None:
         wanted = self.gateway.clients()

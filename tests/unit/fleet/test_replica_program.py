@@ -93,5 +93,5 @@ def test_every_answer_says_which_version_gave_it(monkeypatch: pytest.MonkeyPatch
 def test_the_middleware_needs_nothing_but_the_standard_library() -> None:
     """It is imported inside the engine's environment."""
     paths = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
-    code = "import pipeline.fleet.replica_middleware"
+    code = "import pipeline.fleet.replica_middleware, pipeline.fleet.replica_usage"
     subprocess.run([sys.executable, "-I", "-S", "-c", f"{paths}; {code}"], check=True)
