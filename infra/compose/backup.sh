@@ -1,6 +1,6 @@
 #!/bin/sh
-# Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes, data, the logs of tasks
-# and the public keys whose signatures are trusted. Not the gateway's access log, the figures of Prometheus and the users of Grafana.
+# Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes, data, the logs of tasks,
+# the audit log, and the public keys whose signatures are trusted. Not the gateway's access log, the figures of Prometheus and the users of Grafana.
 #
 #   infra/compose/backup.sh FOLDER      while the stack runs; quiet hours give a backup of one moment
 #
@@ -18,8 +18,9 @@ for database in airflow mlflow mlflow_auth; do
 done
 docker compose run --rm -T --no-deps --entrypoint python cli \
     -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup save >"$folder/bucket.tar"
-# tar ends with 1 when a file grew while it was read, as a log may.
+# tar ends with 1 when a file grew while it was read, as a log may. By name: audit/head.json before the log, which then
+# holds at least as much as the head says.
 docker compose run --rm -T --no-deps --entrypoint sh cli -c \
-    'tar -C /var/lib/slipway -cf - recipes data logs/airflow signing || [ $? -eq 1 ]' >"$folder/home.tar"
+    'tar -C /var/lib/slipway --sort=name -cf - recipes data logs/airflow signing audit || [ $? -eq 1 ]' >"$folder/home.tar"
 mv "$folder" "$whole"
 ls -l "$whole"

@@ -24,5 +24,7 @@ docker compose exec -T postgres psql --quiet -U slipway -d mlflow \
     -c "DELETE FROM registered_model_aliases WHERE alias = 'serving'"
 docker compose run --rm -T --no-deps --entrypoint python cli \
     -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup load <"$folder/bucket.tar"
-docker compose run --rm -T --no-deps --entrypoint tar cli -C /var/lib/slipway -xf - <"$folder/home.tar"
+# An audit log that is here already stays: it goes on, and putting back an older one would cut it off.
+docker compose run --rm -T --no-deps --entrypoint sh cli -c \
+    'cd /var/lib/slipway; [ -s audit/log.jsonl ] && keep=--exclude=audit || keep=; exec tar $keep -xf -' <"$folder/home.tar"
 docker compose up --detach --wait

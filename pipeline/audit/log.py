@@ -47,7 +47,7 @@ def head_path(home: Layout | Path) -> Path:
 
 
 def _folder(home: Layout | Path) -> Path:
-    return (home.home_path if isinstance(home, Layout) else Path(home)) / "audit"
+    return (home if isinstance(home, Layout) else Layout(Path(home))).audit_path
 
 
 def record(

@@ -131,6 +131,11 @@ class Layout:
         return self.fleet_path / "targets"
 
     @property
+    def audit_path(self) -> Path:
+        """The audit log and what says how far it goes."""
+        return self.home_path / "audit"
+
+    @property
     def jobs_path(self) -> Path:
         return self.home_path / "jobs"
 
@@ -199,6 +204,7 @@ class Layout:
             self.gateway_path,
             self.fleet_path,
             self.targets_path,
+            self.audit_path,
             self.jobs_path,
             self.store_path,
             self.work_path,

@@ -14,7 +14,9 @@ import fleet_rig
 import pytest
 from fleet_rig import MODEL, Rig
 
+from pipeline import audit
 from pipeline.fleet import epochs
+from pipeline.fleet.changes import ENDS
 from pipeline.settings import ROOT
 
 pytestmark = pytest.mark.integration
@@ -115,3 +117,14 @@ def test_a_rollout_killed_anywhere_is_finished_by_the_next_attempt(rig: Rig) -> 
         replica.id for deployment in rig.state().deployments for replica in deployment.replicas
     ]
     assert len(rig.state().deployments) == 1
+    agrees_with_the_audit_log(rig)
+
+
+def agrees_with_the_audit_log(rig: Rig) -> None:
+    """Each rollout was planned once and ended once, and ended as the state says."""
+    entries = list(audit.read_entries(rig.layout))
+    assert audit.verify(rig.layout).whole
+    for rollout in rig.state().history:
+        told = [entry.action for entry in entries if entry.generation == rollout.generation]
+        assert told.count("planned") == 1
+        assert [action for action in told if action in ENDS.values()] == [ENDS[rollout.outcome]]

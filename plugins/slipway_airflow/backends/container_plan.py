@@ -33,6 +33,8 @@ from slipway_airflow.backends.job_folders import JobFolder
 
 FLEET_STEP = "rollout"
 SIGNING_STEP = "register"
+AUDITED_STEPS = ("promote", FLEET_STEP)
+"""What moves an alias or traffic, and says so in the audit log."""
 HOST = "host"
 GB = 10**9
 STEP_ARGUMENTS = ("-m", "pipeline")
@@ -57,6 +59,10 @@ class ContainerPlan:
     @property
     def signs_bundles(self) -> bool:
         return self.request.arguments[:3] == (*STEP_ARGUMENTS, SIGNING_STEP)
+
+    @property
+    def is_audited(self) -> bool:
+        return self.request.arguments[:3] in [(*STEP_ARGUMENTS, step) for step in AUDITED_STEPS]
 
     def secrets(self) -> dict[str, str]:
         """Variables that the program gets and `docker inspect` does not show; the signing key for one step alone."""
@@ -171,6 +177,8 @@ class ContainerPlan:
         folders = [settings.work_path, settings.cache_path, settings.home_path / "locks"]
         if self.drives_fleet:
             folders += [layout.fleet_path, layout.gateway_path, layout.logs_path]
+        if self.is_audited:
+            folders.append(layout.audit_path)
         if store := local_path(settings.store_uri):
             folders.append(store)
         for folder in folders:

@@ -65,6 +65,18 @@ def test_a_step_sees_the_store_its_scratch_and_its_own_job(tmp_path: Path) -> No
     assert all(mount["Source"] == mount["Target"] for mount in found.mounts())
 
 
+@pytest.mark.parametrize(("step", "sees"), [("promote", True), ("rollout", True), ("register", False)])
+def test_only_steps_that_move_what_is_served_see_the_audit_log(tmp_path: Path, step: str, sees: bool) -> None:
+    """They write into it; in docker compose, too."""
+    home = tmp_path / "home"
+    Layout(home).create()
+    Layout(home).stack_path.touch()
+    arguments = ("-m", "pipeline", step, "--spec", "spec.json", "--out", "file:///store")
+    assert subpaths(plan(home, IN_COMPOSE, arguments=arguments)).get("audit", False) is sees
+    if step != "rollout":
+        assert mounted(plan(home, arguments=arguments)).get(str(home / "audit"), False) is sees
+
+
 def test_a_remote_store_is_no_folder(tmp_path: Path) -> None:
     """Nothing is made or mounted for it."""
     found = plan(tmp_path / "home", {"SLIPWAY_STORE": "s3://bucket/store"})

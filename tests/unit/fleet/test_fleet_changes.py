@@ -1,5 +1,8 @@
 """What changes of the fleet's state leave in the audit log."""
 
+import multiprocessing
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,38 @@ def test_a_state_that_was_removed_and_begun_anew_is_recorded_again(tmp_path: Pat
         (files.folder / "m.json").unlink()
     assert [entry.action for entry in audit.read_entries(tmp_path)] == ["planned", "moved"] * 2
     assert audit.verify(tmp_path).whole
+
+
+def roll_out_for_ever(home: Path) -> None:
+    files = FleetFiles(home)
+    while True:
+        generation = files.get("m").generation + 1
+        rollout = Rollout(generation=generation, request_id="r", version=str(generation), previous=None, started_at=1.0)
+        files.update("m", lambda model, new=rollout: model.changed(generation=new.generation).with_rollout(new))
+        files.update("m", lambda model, at=generation: with_phase(model, at, "promote", **ended("promoted", "")))
+
+
+def test_a_writer_killed_anywhere_loses_and_doubles_no_entry(tmp_path: Path) -> None:
+    """kill -9 at ten random moments; what it left is recorded by the next one, and the log agrees with the state."""
+    moments = random.Random(11)
+    for _ in range(10):
+        before = FleetFiles(tmp_path).get("m").generation
+        writer = multiprocessing.get_context("fork").Process(target=roll_out_for_ever, args=(tmp_path,))
+        writer.start()
+        while FleetFiles(tmp_path).get("m").generation == before:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))
+        writer.kill()
+        writer.join()
+    FleetFiles(tmp_path).record_all()
+    assert audit.verify(tmp_path).whole
+    told = [(entry.generation, entry.action) for entry in audit.read_entries(tmp_path)]
+    newest = FleetFiles(tmp_path).get("m").generation
+    assert newest >= 10
+    assert [generation for generation, action in told if action == "planned"] == list(range(1, newest + 1))
+    promoted = [generation for generation, action in told if action == "promoted"]
+    kept = FleetFiles(tmp_path).get("m").history
+    assert [rollout.generation for rollout in kept if rollout.outcome == "promoted"] == [
+        generation for generation in promoted if generation and generation >= kept[0].generation
+    ]
+    assert len(promoted) == len(set(promoted))
