@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import audit
@@ -32,7 +33,7 @@ def show(name: str | None, action: str | None, *, last: int, as_json: bool) -> N
     for heading in ("#", "when", "who", "what", "model", "version", "rollout", "why"):
         table.add_column(heading, justify="right" if heading == "#" else "left", overflow="fold")
     for entry in found:
-        table.add_row(*_cells(entry))
+        table.add_row(*map(escape, _cells(entry)))
     console.print(table)
 
 
