@@ -58,9 +58,19 @@ class Suite:
 DRILLS = (
     (Suite("control", "drills", CONTROL["containers"], marker="drill", may_be_left_out=True),),
     (Suite("model", "drills", MODEL["integration"], marker="drill"),),
+    (
+        Suite(
+            "control",
+            "drills of the fleet",
+            CONTROL["integration"],
+            (*MODEL["integration"], *SERVE["integration"], *CONTROL["containers"]),
+            marker="drill",
+        ),
+    ),
+    (Suite("control", "drills of the whole stack", CONTROL["e2e"], marker="drill"),),
 )
-"""Faults on the stack in docker compose and on nodes of a training, and rarer combinations of a training's settings,
-too long for every change: `make drills`."""
+"""Faults on the stack in docker compose, on nodes of a training, on the fleet under load and on a rollout's helpers,
+and rarer combinations of a training's settings, too long for every change: `make drills`."""
 
 STAGES = (
     (

@@ -9,7 +9,7 @@ import pytest
 from releases import Rows, release
 from running_stack import RunningStack
 
-ORDER = ("test_release", "test_pages", "test_ways_in", "test_stack")
+ORDER = ("test_release", "test_pages", "test_ways_in", "test_rollout_drill", "test_stack")
 """The first makes what the others look at; the last takes the stack to pieces."""
 TRAIN_ROWS, EVAL_ROWS = 1200, 150
 

@@ -1,0 +1,106 @@
+"""Everything that is done to a fleet while OpenAI's own client asks, streams included: nobody notices."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fleet_agreement import disagreements
+from fleet_rig import MODEL, Rig
+from openai_load import Running, openai_clients
+
+from pipeline.fleet.operations import rollback
+
+pytestmark = pytest.mark.integration
+
+MANNERS: dict[str, object] = {"chunks": 8, "chunk_s": 0.01}
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A fleet that serves version 1, and whose replaced versions stay warm for a while."""
+    rig = Rig(tmp_path)
+    for version in range(1, 10):
+        rig.behave(str(version), **MANNERS)
+    rig.up()
+    rig.registry.configure(keep_warm_s=3.0)
+    rig.roll_out("1")
+    yield rig
+    rig.supervisor.stop()
+
+
+@dataclass
+class Deeds:
+    """What is done to the fleet; each says what it is for in its docstring."""
+
+    rig: Rig
+    clients: Running
+
+    def promote(self, version: str = "2") -> None:
+        """A good version takes over."""
+        results = {result.phase: result for result in self.rig.roll_out(version)}
+        assert results["promote"].outcome == "done", results
+        assert self.clients.report().versions[version] > 0
+
+    def refuse(self, version: str, **manners: object) -> None:
+        """A version that answers badly is found out, and the old one goes on."""
+        self.rig.behave(version, **MANNERS, **manners)
+        before = self.rig.state().serving
+        results = {result.phase: result for result in self.rig.roll_out(version)}
+        assert results["shift"].outcome == "unhealthy", results
+        after = self.rig.state().serving
+        assert before is not None
+        assert after is not None
+        assert after.version == before.version
+
+    def go_back(self) -> None:
+        """A person takes a version back whose predecessor is warm."""
+        self.rig.registry.configure(keep_warm_s=60.0)
+        self.rig.registry.set_alias(MODEL, "champion", "4")
+        request_id = "to-4-and-back"
+        generation = self.rig.phase("plan", request_id=request_id).generation
+        for phase in ("start_canary", "shift", "promote"):
+            self.rig.phase(phase, request_id=request_id, generation=generation)
+        taken_back = rollback(self.rig.layout, MODEL, self.rig.registry)
+        assert taken_back.immediate
+        self.rig.registry.configure(keep_warm_s=0.0)
+        self.rig.follow("after-the-rollback")
+
+
+DEEDS: dict[str, Callable[[Deeds], None]] = {
+    "a promotion": lambda deeds: deeds.promote("2"),
+    "a version that errs": lambda deeds: deeds.refuse("3", error_rate=0.3),
+    "a rollback by a person": lambda deeds: deeds.go_back(),
+    "another promotion": lambda deeds: deeds.promote("5"),
+}
+
+
+def all_deeds(rig: Rig, folder: Path, *, until: int = 0) -> dict[str, object]:
+    """Does everything, then goes on until so many requests were made; what the clients saw, for the documents."""
+    with openai_clients(rig.gateway.url, rig.key, MODEL, folder) as clients:
+        assert rig.gateway.wait(lambda: clients.report().requests > 100, 60)
+        for name, deed in DEEDS.items():
+            deed(Deeds(rig, clients))
+            report = clients.report()
+            print(f"{name}: {report.requests} requests, {report.failed} failed", flush=True)
+            assert report.failures == [], name
+        assert rig.gateway.wait(lambda: clients.report().requests >= until, 600)
+    report = clients.report()
+    assert report.failures == []
+    assert (report.failed, report.broken_streams) == (0, 0)
+    assert sum(report.versions.values()) == report.requests
+    assert disagreements(rig) == []
+    return {"requests": report.requests, "streams": report.streams, "versions": dict(report.versions)}
+
+
+def test_clients_notice_nothing_that_is_done_to_the_fleet(rig: Rig, tmp_path: Path) -> None:
+    """No request fails and no stream breaks; afterwards all that says what is served says the same."""
+    seen = all_deeds(rig, tmp_path / "clients")
+    assert int(str(seen["streams"])) > 100
+
+
+@pytest.mark.drill
+def test_clients_notice_nothing_in_twenty_thousand_requests(rig: Rig, tmp_path: Path) -> None:
+    """The same for as long as it takes to be sure."""
+    print(json.dumps(all_deeds(rig, tmp_path / "clients", until=20_000)), flush=True)
