@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -26,14 +25,18 @@ SETTINGS = {"rollout.keep_warm_s": 1, "rollout.step_s": 8, "finetune.epochs": 1,
 @pytest.fixture(scope="module")
 def two_versions(
     stack: RunningStack, slice_of_banking77: Rows, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str]]:
+) -> tuple[str, str]:
     """Two versions of one model; the second serves."""
     folder = tmp_path_factory.mktemp("releases")
     versions = [
-        str(release(stack, slice_of_banking77, folder / f"{seed}.json", **SETTINGS, **{"finetune.seed": seed})["version"])
+        str(
+            release(stack, slice_of_banking77, folder / f"{seed}.json", **SETTINGS, **{"finetune.seed": seed})[
+                "version"
+            ]
+        )
         for seed in (1, 2)
     ]
-    yield versions[0], versions[1]
+    return versions[0], versions[1]
 
 
 def move_alias(stack: RunningStack, version: str) -> None:
