@@ -43,7 +43,7 @@ test: setup-tests  ## Lint, types, import rules, and all tests
 lint: setup-tests  ## Lint, types and import rules alone
 	@$(PYTHON) infra/setup/check.py --lint
 
-drills: setup-tests  ## Kill every service of the stack in docker compose, and every part of a training (20 minutes)
+drills: setup-tests  ## Kill every service of the stack in docker compose, parts of trainings and of the fleet (40 minutes)
 	@$(PYTHON) infra/setup/check.py --drills
 
 bench: setup-tests  ## Run the benchmarks; one JSON line a figure

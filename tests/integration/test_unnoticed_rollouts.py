@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from fleet_agreement import disagreements
 from fleet_rig import MODEL, Rig
 from openai_load import Running, openai_clients
 
-from pipeline.fleet.operations import rollback
+from pipeline.commands.keys import bring, change
+from pipeline.fleet import gateway
+from pipeline.fleet.doors.keys import Allowed, clock, create, rotate
+from pipeline.fleet.operations import pause, resume, rollback
 
 pytestmark = pytest.mark.integration
 
@@ -67,12 +71,59 @@ class Deeds:
         self.rig.registry.configure(keep_warm_s=0.0)
         self.rig.follow("after-the-rollback")
 
+    def pause_and_resume(self, version: str) -> None:
+        """A rollout is held in its middle, and goes on."""
+        self.rig.registry.configure(step_s=3.0)
+        with ThreadPoolExecutor(1) as pool:
+            rollout = pool.submit(self.rig.roll_out, version)
+            seen = self.clients.report().versions[version]
+            assert self.rig.gateway.wait(lambda: self.clients.report().versions[version] > seen, 60)
+            pause(self.rig.layout, MODEL, by="a person", reason="to look at it")
+            held = self.clients.report().requests
+            assert self.rig.gateway.wait(lambda: self.clients.report().requests > held + 300, 60)
+            resume(self.rig.layout, MODEL, by="a person", reason="it is fine")
+            assert {result.phase: result.outcome for result in rollout.result(120)}["promote"] == "done"
+
+    def move_the_alias_on_and_back(self, on: str) -> None:
+        """Somebody wants another version, and the one before again while the other is on trial."""
+        self.rig.registry.configure(step_s=3.0)
+        serving = self.rig.state().serving
+        assert serving is not None
+        with ThreadPoolExecutor(1) as pool:
+            rollout = pool.submit(self.rig.roll_out, on)
+            assert self.rig.gateway.wait(lambda: self.clients.report().versions[on] > 0, 60)
+            self.rig.roll_out(serving.version)
+            assert {result.phase: result.outcome for result in rollout.result(120)}["shift"] == "superseded"
+        assert self.rig.state().serving == serving
+
+    def restart_the_gateway(self) -> None:
+        """Another Envoy takes over."""
+        gateway.restart(self.rig.layout, drain_s=5)
+
+    def rotate_the_key(self) -> None:
+        """The clients are given a key of their own, then the next, while the one before still counts."""
+        fresh = change(self.rig.layout, "key-created", "load", lambda ring: create(ring, "load", Allowed(), clock()))
+        bring(self.rig.layout)
+        self.use(fresh)
+        fresh = change(self.rig.layout, "key-rotated", "load", lambda ring: rotate(ring, "load", 2.0, clock()))
+        bring(self.rig.layout)
+        self.use(fresh)
+
+    def use(self, key: str) -> None:
+        self.clients.use_key(key)
+        asked = self.clients.report().requests
+        assert self.rig.gateway.wait(lambda: self.clients.report().requests > asked + 300, 60)
+
 
 DEEDS: dict[str, Callable[[Deeds], None]] = {
     "a promotion": lambda deeds: deeds.promote("2"),
     "a version that errs": lambda deeds: deeds.refuse("3", error_rate=0.3),
     "a rollback by a person": lambda deeds: deeds.go_back(),
-    "another promotion": lambda deeds: deeds.promote("5"),
+    "a version that is slow": lambda deeds: deeds.refuse("5", delay_s=0.4),
+    "a restart of the gateway": lambda deeds: deeds.restart_the_gateway(),
+    "a rollout that is paused and resumed": lambda deeds: deeds.pause_and_resume("6"),
+    "another key": lambda deeds: deeds.rotate_the_key(),
+    "the alias moved on and back": lambda deeds: deeds.move_the_alias_on_and_back("7"),
 }
 
 
