@@ -165,6 +165,12 @@ class Registry:
                     self._client.delete_model_version(name, surplus.version)
             return found[0]
 
+    def describe(self, name: str, text: str) -> None:
+        """Gives the model a description in Markdown, unless it has one: a person may have written it."""
+        with self._lock(name), translated_errors(self.tracking_uri):
+            if not self._client.get_registered_model(name).description:
+                self._client.update_registered_model(name, text)
+
     def tag(self, name: str, version: str, key: str, value: str) -> None:
         with translated_errors(self.tracking_uri):
             self._client.set_model_version_tag(name, version, key, value)

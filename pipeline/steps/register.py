@@ -14,6 +14,7 @@ from pipeline.contracts.specs import RegisterResult, RegisterSpec
 from pipeline.job import Job
 from pipeline.registry.bundles import inspect_bundle
 from pipeline.registry.connection import required_tracking_uri
+from pipeline.registry.fleet_link import fleet_link
 from pipeline.registry.lineage import Lineage, gather, run_metrics, version_tags
 from pipeline.registry.model_card import render
 from pipeline.registry.models import BUNDLE_DIGEST_TAG, REGISTRATION_TAG, SIGNATURE_TAG, Registry
@@ -42,17 +43,20 @@ def run(spec: RegisterSpec, job: Job) -> RegisterResult:
     with open_run(job, tracking_uri) as mlflow_run:
         _log(mlflow_run, lineage, job=job, card_path=card_path, files=files)
         registry = Registry(tracking_uri, job.settings.home_path)
+        link = fleet_link(job.settings.home_path, spec.name)
         registered = registry.create(
             spec.name,
             key=job.key,
             source=mlflow_run.artifact_uri(MLFLOW_FOLDER),
             run_id=str(mlflow_run.run_id),
             tags={**version_tags(lineage), BUNDLE_DIGEST_TAG: bundle_digest, REGISTRATION_TAG: job.out_uri},
-            description=card_path.read_text(encoding="utf-8"),
+            description=f"{card_path.read_text(encoding='utf-8')}\n{link}".strip() + "\n",
         )
         # After it has its number, which is signed too; until this step's artifact exists nobody can serve the version.
         vouched = Registered(model=spec.name, version=registered.version, bundle_digest=bundle_digest)
         registry.tag(spec.name, registered.version, SIGNATURE_TAG, sign(vouched, files, key))
+        if link:
+            registry.describe(spec.name, link)
     job.say(f"registered {spec.name} version {registered.version}: bundle {bundle_digest}, {lineage.verdict.reason}")
     job.say(f"signed by the key {short(key_id(key.public_key()))}")
     return RegisterResult(name=spec.name, version=registered.version, bundle_digest=bundle_digest)

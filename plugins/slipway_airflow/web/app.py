@@ -4,6 +4,8 @@
     GET /slipway/static/NAME          script, style, icons
     GET /slipway/api/fleet            everything that the page shows
     GET /slipway/api/versions?model=  what can be promoted
+    GET /slipway/api/trace?request_id=  what an answer was made of
+    POST /slipway/api/press           promote, pause, resume, roll back
 
 Runs in Airflow's API server. Every route asks who calls (`access`).
 """
@@ -20,10 +22,13 @@ from fastapi.responses import FileResponse, JSONResponse
 from sqlalchemy import select
 
 from pipeline import settings
+from pipeline.contracts.base import Contract
+from pipeline.contracts.trace import Trace
 from pipeline.errors import DataError, SlipwayError, SpecError
 from pipeline.stack.layout import Layout
 from slipway_airflow.triggers.champion import DAG_ID
-from slipway_airflow.web import access, views
+from slipway_airflow.web import access, traces, views
+from slipway_airflow.web.presses import Press
 from slipway_airflow.web.registry import Choice, RegistryReader
 
 STATIC = Path(__file__).with_name("static")
@@ -51,6 +56,8 @@ def make_app() -> FastAPI:
     app.get("/static/{name}", dependencies=reading)(static)
     app.get("/api/fleet", dependencies=reading)(fleet)
     app.get("/api/versions", dependencies=reading)(versions)
+    app.get("/api/trace", dependencies=reading)(trace)
+    app.post("/api/press", dependencies=[access.SAME_ORIGIN, access.EDITING])(press)
     return app
 
 
@@ -86,9 +93,9 @@ def _file(name: str) -> FileResponse:
 async def fleet(request: Request, user: access.User) -> views.FleetPage:
     """Everything that the page shows, to `user`."""
     layout: Layout = request.app.state.layout
-    models, gateway_answers = await asyncio.to_thread(views.read, layout.home_path)
+    seen = await asyncio.to_thread(views.look, layout.home_path)
     aliases = await request.app.state.registry.aliases()
-    asked = {rollout.request_id for model in models.values() for rollout in model.history}
+    asked = {rollout.request_id for model in seen.fleet.values() for rollout in model.history}
     ports = layout.ports() if layout.stack_path.exists() else None
     links = views.Links(
         airflow_path=get_cookie_path(),
@@ -96,12 +103,12 @@ async def fleet(request: Request, user: access.User) -> views.FleetPage:
         run_ids=await asyncio.to_thread(runs_there_are, asked),
     )
     return views.fleet_page(
-        models,
+        seen,
         aliases,
         links,
         user=user.get_name(),
         may_press=await asyncio.to_thread(access.may_press, user),
-        gateway=(gateway_answers, ports.public_url("gateway") if ports else None),
+        gateway_url=ports.public_url("gateway") if ports else None,
     )
 
 
@@ -116,6 +123,25 @@ async def versions(request: Request, model: Annotated[str, Query(min_length=1, m
             status.HTTP_503_SERVICE_UNAVAILABLE, f"MLflow gives no versions of {model}: {error}"
         ) from error
     return choices
+
+
+async def trace(request_id: Annotated[str, Query(pattern=r"^[0-9A-Za-z._-]{1,128}$")]) -> Trace:
+    """From one request to the data that its answer was learned from."""
+    return await traces.find(request_id)
+
+
+class Pressed(Contract):
+    """What came of a press."""
+
+    said: str
+
+
+async def press(request: Request, user: access.User, wanted: Press) -> Pressed:
+    """Does what `user` confirmed, in a thread, and answers when it is done."""
+    from slipway_airflow.web import actions
+
+    layout: Layout = request.app.state.layout
+    return Pressed(said=await asyncio.to_thread(actions.perform, layout, wanted, by=user.get_name()))
 
 
 def runs_there_are(run_ids: set[str]) -> set[str]:

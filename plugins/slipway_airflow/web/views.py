@@ -6,15 +6,24 @@ every two seconds.
 
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline import audit
 from pipeline.contracts.base import Contract
-from pipeline.fleet.state import ModelView, ReplicaView, Rollout, Served, gateway_health, read_fleet
+from pipeline.fleet.analysis.comparison import Comparison
+from pipeline.fleet.analysis.live import Judgement, read_judgement
+from pipeline.fleet.state import ModelView, Paused, ReplicaView, Rollout, Served, gateway_health, read_fleet
 from slipway_airflow.hooks.champions import Aliases
+from slipway_airflow.web.presses import Action, controls
 
 RUNNING = "running"
 """The outcome of a rollout that has none yet; a newer one that overtakes it leaves it so."""
+MAX_PAST = 20
+"""Rollouts that have ended, of each model."""
+MAX_ENTRIES = 12
+"""The newest of the audit log."""
 
 
 class VersionRow(Contract):
@@ -52,6 +61,11 @@ class RolloutRow(Contract):
     step: int
     outcome: str
     reason: str
+    by: str
+    """Who asked for it; empty if nobody said."""
+    paused: Paused | None
+    comparisons: tuple[Comparison, ...]
+    """The last judgement."""
     started_at: float
     """Seconds since the epoch, like all times here."""
     ended_at: float | None
@@ -71,9 +85,25 @@ class ModelPage(Contract):
     replicas: tuple[ReplicaRow, ...]
     rollout: RolloutRow | None
     """The one that is under way."""
+    judgement: Judgement | None
+    """What that rollout sees now."""
+    controls: tuple[Action, ...]
+    """What may be pressed."""
     history: tuple[RolloutRow, ...]
     """Newest first, the one under way left out."""
     mlflow_url: str | None
+
+
+class AuditRow(Contract):
+    """An entry of the audit log."""
+
+    number: int
+    at: float
+    action: str
+    actor: str
+    model: str | None
+    version: str | None
+    reason: str
 
 
 class FleetPage(Contract):
@@ -87,6 +117,8 @@ class FleetPage(Contract):
     mlflow_answers: bool
     mlflow_url: str | None
     models: tuple[ModelPage, ...]
+    entries: tuple[AuditRow, ...]
+    """Of the audit log, newest first."""
 
 
 class Links:
@@ -109,46 +141,68 @@ class Links:
         return f"{self.airflow_path}/dags/rollout/runs/{quote(run_id, safe='')}" if known else None
 
 
-def read(home_path: Path) -> tuple[dict[str, ModelView], bool]:
-    """The fleet, and whether the gateway answers.
+class Look(Contract):
+    """The fleet's files and the gateway at one moment."""
+
+    fleet: dict[str, ModelView]
+    judgements: dict[str, Judgement]
+    """Of the models whose rollout is under way."""
+    gateway_answers: bool
+    entries: tuple[AuditRow, ...]
+
+
+def look(home_path: Path) -> Look:
+    """Everything that this home says.
 
     Raises:
         SpecError: a file of the fleet's state is damaged.
     """
     fleet = read_fleet(home_path)
     told = any(replica.healthy is not None for model in fleet.values() for replica in model.replicas)
-    return fleet, told or gateway_health(home_path) is not None
+    found = {name: read_judgement(home_path, name) for name in fleet}
+    return Look(
+        fleet=fleet,
+        judgements={
+            name: judgement
+            for name, judgement in found.items()
+            if judgement and judgement.generation == fleet[name].generation
+        },
+        gateway_answers=told or gateway_health(home_path) is not None,
+        entries=tuple(audit_row(entry) for entry in islice(audit.newest_first(home_path), MAX_ENTRIES)),
+    )
 
 
 def fleet_page(
-    fleet: Mapping[str, ModelView],
+    seen: Look,
     aliases: Mapping[str, Aliases] | None,
     links: Links,
     *,
     user: str,
     may_press: bool,
-    gateway: tuple[bool, str | None],
+    gateway_url: str | None = None,
 ) -> FleetPage:
     """The page.
 
     Args:
         aliases: by model; None while MLflow does not answer.
-        gateway: whether it answers, and where it is.
     """
-    names = sorted({*fleet, *(aliases or {})})
+    names = sorted({*seen.fleet, *(aliases or {})})
     return FleetPage(
         at=time.time(),
         user=user,
         may_press=may_press,
-        gateway_answers=gateway[0],
-        gateway_url=gateway[1],
+        gateway_answers=seen.gateway_answers,
+        gateway_url=gateway_url,
         mlflow_answers=aliases is not None,
         mlflow_url=links.mlflow_url,
-        models=tuple(model_page(name, fleet.get(name), (aliases or {}).get(name), links) for name in names),
+        models=tuple(model_page(name, seen, (aliases or {}).get(name), links) for name in names),
+        entries=seen.entries,
     )
 
 
-def model_page(name: str, model: ModelView | None, aliases: Aliases | None, links: Links) -> ModelPage:
+def model_page(name: str, seen: Look, aliases: Aliases | None, links: Links) -> ModelPage:
+    """`aliases`: None if MLflow does not answer, or does not know the model."""
+    model = seen.fleet.get(name)
     champion = aliases.champion if aliases else None
     rollouts = [_rollout(model, found, links) for found in reversed(model.history)] if model else []
     under_way = rollouts[0] if rollouts and rollouts[0].outcome == RUNNING else None
@@ -159,8 +213,22 @@ def model_page(name: str, model: ModelView | None, aliases: Aliases | None, link
         versions=tuple(_versions(name, model, champion, links)),
         replicas=tuple(_replica(found) for found in model.replicas) if model else (),
         rollout=under_way,
-        history=tuple(found for found in rollouts if found is not under_way),
+        judgement=seen.judgements.get(name) if under_way else None,
+        controls=controls(model, is_registered=aliases is not None),
+        history=tuple(found for found in rollouts if found is not under_way)[:MAX_PAST],
         mlflow_url=links.model(name),
+    )
+
+
+def audit_row(entry: audit.Entry) -> AuditRow:
+    return AuditRow(
+        number=entry.number,
+        at=entry.moment,
+        action=entry.action,
+        actor=entry.actor,
+        model=entry.model,
+        version=entry.version,
+        reason=entry.reason,
     )
 
 
@@ -205,6 +273,9 @@ def _rollout(model: ModelView, found: Rollout, links: Links) -> RolloutRow:
         step=found.step,
         outcome="superseded" if overtaken else found.outcome,
         reason=found.reason or (f"rollout {found.generation + 1} began" if overtaken else ""),
+        by=found.by,
+        paused=found.paused,
+        comparisons=found.comparisons,
         started_at=found.started_at,
         ended_at=found.ended_at,
         run_url=links.run(found.request_id),

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from pipeline import audit
 from pipeline.errors import SpecError
+from pipeline.fleet.analysis.live import Judgement, write_judgement
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Rollout, Served, models_path
+from pipeline.fleet.state import Deployment, ModelFleet, ModelView, Paused, Replica, Rollout, Served, models_path
 from slipway_airflow.hooks.champions import Aliases
 from slipway_airflow.web import plugin, views
+from slipway_airflow.web.presses import Press, controls
 
 MLFLOW = "http://127.0.0.1:5000"
 LINKS = views.Links(airflow_path="/airflow/", mlflow_url=MLFLOW, run_ids={"run 7"})
@@ -58,8 +62,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def page_of(home: Path, aliases: dict[str, Aliases] | None = None, links: views.Links = LINKS) -> views.FleetPage:
-    fleet, answers = views.read(home)
-    return views.fleet_page(fleet, aliases, links, user="ada", may_press=True, gateway=(answers, None))
+    return views.fleet_page(views.look(home), aliases, links, user="ada", may_press=True)
 
 
 def test_versions_have_their_parts_their_traffic_and_their_place_in_mlflow(home: Path) -> None:
@@ -124,7 +127,87 @@ def test_a_damaged_state_is_an_error_that_says_what_to_do(home: Path) -> None:
     path = models_path(home) / "tiny.json"
     path.write_text("{")
     with pytest.raises(SpecError, match=r"(?s)tiny\.json is damaged .* roll the model out again"):
-        views.read(home)
+        views.look(home)
+
+
+def test_a_judgement_is_shown_only_while_its_rollout_is_under_way(home: Path) -> None:
+    """One of an earlier rollout says nothing of this one."""
+    assert page_of(home).models[0].judgement is None
+    for generation in (5, 7):
+        write_judgement(home, judgement(generation))
+        shown = page_of(home).models[0].judgement
+        assert (shown.generation if shown else None) == (7 if generation == 7 else None)
+
+
+def judgement(generation: int) -> Judgement:
+    return Judgement(
+        model="tiny",
+        generation=generation,
+        version="7",
+        stable_version="5",
+        step=0,
+        weight=25,
+        began_at=1.0,
+        updated_at=2.0,
+        client_requests=10,
+        probes=0,
+        finding="undecided",
+        reason="",
+    )
+
+
+def test_the_newest_entries_of_the_audit_log_are_shown_newest_first(home: Path) -> None:
+    """The page has no room for all of them."""
+    for number in range(views.MAX_ENTRIES + 3):
+        audit.record(home, action="pause", actor="ada", model="tiny", reason=f"reason {number}")
+    entries = page_of(home).entries
+    assert len(entries) == views.MAX_ENTRIES
+    assert [entries[0].reason, entries[1].reason] == ["reason 14", "reason 13"]
+
+
+def view(home: Path, **newest: Any) -> ModelView:
+    """The model with other values of its newest rollout, and nothing to go back to but what those say."""
+    (model,) = views.look(home).fleet.values()
+    last = rollout(7, **newest)
+    return model.model_copy(update={"canary": None, "previous": None, "history": (last,)})
+
+
+@pytest.mark.parametrize(
+    ("newest", "offered"),
+    [
+        ({"phases": ("start_canary",)}, ("pause",)),
+        ({"phases": ("start_canary",), "paused": Paused(by="ada", reason="a look", at=1.0)}, ("resume",)),
+        ({"phases": ("start_canary", "shift")}, ()),
+        ({"outcome": "promoted", "previous": "5"}, ("rollback",)),
+        ({"outcome": "promoted", "previous": "7"}, ()),
+        ({"outcome": "promoted", "previous": None}, ()),
+        ({"outcome": "failed", "previous": "5"}, ()),
+    ],
+    ids=["running", "paused", "past its last step", "promoted", "promoted again", "the first", "failed"],
+)
+def test_a_model_has_the_buttons_that_would_do_something(home: Path, newest: dict[str, Any], offered: Any) -> None:
+    """Promote only while MLflow can say which versions there are."""
+    model = view(home, **newest)
+    assert controls(model, is_registered=False) == offered
+    assert controls(model, is_registered=True) == ("promote", *offered)
+
+
+def test_a_canary_on_trial_can_be_taken_back(home: Path) -> None:
+    """Whatever was served before."""
+    (model,) = views.look(home).fleet.values()
+    assert controls(model, is_registered=False) == ("pause", "rollback")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("reason", " "), ("reason", "x" * 501), ("action", "delete"), ("version", "../1"), ("generation", -1)],
+)
+def test_a_press_that_makes_no_sense_is_refused(field: str, value: object) -> None:
+    """Before anything is looked at."""
+    good = {"model": "tiny", "action": "promote", "version": "3", "reason": " worse answers ", "generation": 7}
+    assert Press.model_validate(good).reason == "worse answers"
+    with pytest.raises(ValidationError, match=field):
+        Press.model_validate({**good, field: value})
 
 
 def test_the_entry_in_the_navigation_leads_to_the_application() -> None:

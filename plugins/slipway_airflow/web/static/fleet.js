@@ -1,7 +1,9 @@
 // Asks for the fleet every two seconds and draws what has changed.
 
+import { auditLog } from "./audit.js";
 import { h, followLinksOutside } from "./dom.js";
 import { modelCard, services } from "./model.js";
+import { listenForTraces } from "./trace.js";
 import { ago, moment } from "./words.js";
 
 const POLL_MS = 2000;
@@ -13,7 +15,7 @@ let latest = null;
 const place = (id) => document.getElementById(id);
 
 // Draws a part of the page anew if what it shows has changed; what had the focus keeps it.
-export function draw(node, key, value, make) {
+function draw(node, key, value, make) {
   const text = JSON.stringify(value);
   if (parts.get(key) === text) return;
   parts.set(key, text);
@@ -50,10 +52,17 @@ function show(page) {
   );
   for (const model of page.models) {
     const node = main.querySelector(`[data-model="${CSS.escape(model.name)}"]`);
-    modelCard(node, model, page, draw);
+    modelCard(node, model, page, draw, refresh);
   }
+  draw(place("audit"), "audit", page.entries, auditLog);
   tellNews(page);
+  if (!latest) goTo(new URLSearchParams(window.location.search).get("model"));
   latest = page;
+}
+
+// The model that a link from elsewhere asks for.
+function goTo(name) {
+  if (name) document.querySelector(`[data-model="${CSS.escape(name)}"]`)?.scrollIntoView();
 }
 
 function trouble(page) {
@@ -83,6 +92,8 @@ function tellNews(page) {
     if (!before) continue;
     const weights = (found) => found.versions.filter((row) => row.weight).map((row) => `version ${row.version} ${row.weight} %`);
     if (weights(before).join() !== weights(model).join()) said.push(`${model.name}: traffic is ${weights(model).join(", ")}.`);
+    const paused = model.rollout?.paused;
+    if (paused && !before.rollout?.paused) said.push(`${model.name}: paused by ${paused.by}.`);
     if (before.rollout && !model.rollout) {
       const ended = model.history.find((found) => found.generation === before.rollout.generation);
       if (ended) said.push(`${model.name}: rollout ${ended.generation} ended: ${ended.outcome}.`);
@@ -106,7 +117,7 @@ function tick() {
   if (seen) place("updated").textContent = `Updated ${ago(seen, now)}`;
 }
 
-export async function refresh() {
+async function refresh() {
   try {
     show(await ask());
     document.body.classList.remove("stale");
@@ -122,5 +133,6 @@ async function poll() {
 }
 
 followLinksOutside();
+listenForTraces();
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 poll();

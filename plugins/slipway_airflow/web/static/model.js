@@ -1,6 +1,8 @@
 // One model's card: traffic, rollout, versions, replicas, history.
 
 import { h, link, pill } from "./dom.js";
+import { comparisons } from "./plot.js";
+import { buttons } from "./press.js";
 import { ago, iso, lasted, moment } from "./words.js";
 
 const ROLES = { serving: "serving", canary: "canary", previous: "kept warm", champion: "champion, not served yet" };
@@ -20,17 +22,19 @@ const PHASE_NAMES = {
   promote: "Promote",
   retire: "Retire",
 };
+const FINDINGS = { healthy: "good", unhealthy: "bad", undecided: "busy" };
 const SHOWN = 5;
 
 const PARTS = ["head", "traffic", "rollout", "versions", "replicas", "history"];
 
-export function modelCard(node, model, page, draw) {
+export function modelCard(node, model, page, draw, refresh) {
   if (!node.childElementCount) node.append(...PARTS.map((part) => h("div", { "data-part": part, class: part })));
   const part = (name, value, make) =>
     draw(node.querySelector(`:scope > [data-part="${name}"]`), `${model.name}/${name}`, value, make);
-  part("head", [model.name, model.champion, model.versions, model.mlflow_url], () => head(model));
+  const shown = page.may_press ? buttons(model, refresh) : [];
+  part("head", [model.champion, model.versions, model.mlflow_url, model.controls, model.generation], () => head(model, shown));
   part("traffic", model.versions, traffic);
-  part("rollout", [model.rollout, model.versions], ([rollout, versions]) => (rollout ? underWay(rollout, versions) : []));
+  part("rollout", [model.rollout, model.judgement, model.versions], () => (model.rollout ? underWay(model) : []));
   part("versions", model.versions, versionList);
   part("replicas", model.replicas, replicaList);
   part("history", model.history, history);
@@ -50,7 +54,7 @@ const service = (name, answers, url, address) =>
     h("span", { class: "muted" }, answers ? "answers" : "does not answer"),
   );
 
-function head(model) {
+function head(model, shown) {
   const serving = model.versions.find((row) => row.role === "serving");
   return [
     h(
@@ -64,7 +68,8 @@ function head(model) {
         model.champion && model.champion !== serving?.version ? `; version ${model.champion} should be.` : ".",
       ),
     ),
-  ];
+    shown.length && h("div", { class: "buttons", role: "group", "aria-label": `What to do with ${model.name}` }, shown),
+  ].filter(Boolean);
 }
 
 function traffic(versions) {
@@ -82,7 +87,7 @@ function traffic(versions) {
 
 const time = (at) => h("time", { datetime: iso(at), title: moment(at), "data-at": at }, ago(at, Date.now() / 1000));
 
-function underWay(rollout, versions) {
+function underWay({ rollout, judgement, versions }) {
   const canary = versions.find((row) => row.role === "canary");
   const done = new Set(["plan", ...rollout.phases]);
   const current = PHASES.find((phase) => !done.has(phase));
@@ -99,13 +104,37 @@ function underWay(rollout, versions) {
       "div",
       { class: "line" },
       h("h3", null, `Rollout ${rollout.generation}`),
-      pill("under way", "busy"),
+      rollout.paused ? pill("paused", "quiet") : pill("under way", "busy"),
       h("span", null, `version ${rollout.previous ?? "none"} → ${rollout.version}`),
-      h("span", { class: "muted" }, "began ", time(rollout.started_at)),
+      h("span", { class: "muted" }, "began ", time(rollout.started_at), rollout.by ? `, asked for by ${rollout.by}` : ""),
       rollout.run_url && h("a", { href: rollout.run_url }, "DAG run"),
     ),
+    rollout.paused &&
+      h("p", { class: "paused" }, h("strong", null, `Paused by ${rollout.paused.by} `), time(rollout.paused.at), `: ${rollout.paused.reason}`),
     h("ol", { class: "phases", "aria-label": "Phases" }, steps),
-  ];
+    judgement && judged(judgement),
+  ].filter(Boolean);
+}
+
+function judged(judgement) {
+  const against = judgement.stable_version ? `version ${judgement.version} against ${judgement.stable_version}` : `version ${judgement.version}`;
+  const seen = `${judgement.client_requests} requests of clients and ${judgement.probes} probes`;
+  return h(
+    "div",
+    { class: "judgement" },
+    h(
+      "div",
+      { class: "line" },
+      h("h3", null, "The canary compared"),
+      pill(judgement.finding, FINDINGS[judgement.finding] ?? "busy"),
+      h("span", null, `step ${judgement.step + 1}, ${judgement.weight} % of the traffic: ${against}`),
+      h("span", { class: "muted" }, seen),
+    ),
+    judgement.comparisons.length
+      ? comparisons(judgement.comparisons)
+      : h("p", { class: "muted" }, "There is nothing to compare yet."),
+    judgement.reason && h("p", { class: "muted" }, judgement.reason),
+  );
 }
 
 function versionList(versions) {
@@ -135,8 +164,10 @@ function replicaList(replicas) {
     ),
   );
   const well = replicas.filter((row) => row.health === "healthy").length;
+  const known = replicas.some((row) => row.health !== "unknown");
+  const count = known ? ` ${well} of ${replicas.length} healthy` : " whose health is not known";
   return [
-    h("h3", null, "Replicas", replicas.length ? h("span", { class: "muted" }, ` ${well} of ${replicas.length} healthy`) : ""),
+    h("h3", null, "Replicas", replicas.length ? h("span", { class: "muted" }, count) : ""),
     rows.length ? h("ul", { class: "rows" }, rows) : h("p", { class: "muted" }, "None runs."),
   ];
 }
@@ -158,7 +189,14 @@ const past = (row) =>
     h("span", { class: "number" }, `#${row.generation}`),
     pill(row.outcome, OUTCOMES[row.outcome] ?? "quiet"),
     h("span", { class: "move" }, `${row.previous ?? "none"} → `, link(row.version, row.mlflow_url, { target: "_blank" })),
-    h("span", { class: "why" }, row.reason || h("span", { class: "muted" }, "no reason was needed")),
+    h(
+      "div",
+      { class: "why" },
+      row.reason || h("span", { class: "muted" }, "no reason was needed"),
+      row.by && h("span", { class: "muted" }, ` · by ${row.by}`),
+      row.comparisons.length > 0 &&
+        h("details", { "data-key": `judged-${row.generation}` }, h("summary", null, "What was compared"), comparisons(row.comparisons)),
+    ),
     h(
       "span",
       { class: "when muted" },
