@@ -179,6 +179,9 @@ class Promote(Contract):
     policy: Literal["auto", "manual"] = "auto"
 
 
+OnUndecided = Literal["promote", "roll_back", "by_figures"]
+
+
 class Rollout(Contract):
     """How traffic moves to a new version."""
 
@@ -189,12 +192,29 @@ class Rollout(Contract):
     """surge: a second set of replicas beside the first. replace: one replica after the other makes place for a new one.
     auto: surge where the measured memory has room for a second set, else replace."""
     step_s: Annotated[float, Field(ge=1)] = 10.0
-    """Seconds of observation at each step."""
+    """Seconds of observation at each step at most, unless requests are too few; less once the canary is shown not
+    worse, or worse."""
     min_requests: Annotated[int, Field(ge=0)] = 20
     """Canary requests wanted at each step; where clients send fewer, probes fill up and the report says so."""
+    golden_per_s: Annotated[float, Field(ge=0)] = 2.0
+    """Prompts of the version's own evaluation that both versions are asked each second, whatever clients send."""
     max_error_rate: Fraction = 0.01
+    """Of the canary's requests. A canary that is shown to fail more often is rolled back at once."""
+    max_error_rate_rise: Fraction = 0.01
+    """How much more often than the stable version the canary may fail, as a share of its requests."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 3.0
-    """The canary's median latency ÷ the stable version's."""
+    """The canary's ÷ the stable version's: median, 90th and 99th percentile of time to first token, inter-token and
+    end-to-end latency."""
+    max_ttft_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Of time to first token alone; max_latency_ratio if left out."""
+    max_itl_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Of inter-token latency alone; max_latency_ratio if left out."""
+    max_score_drop: Fraction = 0.02
+    """How much less the canary may score on its golden prompts than the stable version, asked side by side."""
+    on_undecided: OnUndecided = "by_figures"
+    """What happens at a step whose time is up with the canary shown neither worse nor not worse. promote: it goes on.
+    roll_back: it goes back. by_figures: it goes back if errors or a median lie beyond their margin even after five
+    times min_requests, else it goes on."""
     ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     keep_warm_s: Annotated[float, Field(ge=0)] = 120.0
     """The replaced version's replicas stay up this long, so that rolling back is a weight change."""

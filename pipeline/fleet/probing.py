@@ -1,18 +1,19 @@
 """Probes of one traffic step: the same prompt to the canary and to the stable version, in threads of their own.
 
-A probe that hangs holds up neither the judge nor, for long, the next probe.
+A probe that hangs holds up neither the judge nor, for long, the next probe. Answers are streamed, so that the first
+token and the time between two tokens are measured, and scored where the right answer is known.
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import httpx
 
 from pipeline.fleet.gateway import probe_key
 from pipeline.fleet.parts import Fleet
-from pipeline.fleet.probes import Answer, ask
+from pipeline.fleet.probes import Answer, Prompt, ask_streamed
 from pipeline.fleet.state import Deployment
 
 PROBE_TIMEOUT_S = 30.0
@@ -34,6 +35,8 @@ class Probed:
     canary: list[Answer] = field(default_factory=list)
     """Good answers."""
     stable: list[Answer] = field(default_factory=list)
+    scores: list[tuple[float, float]] = field(default_factory=list)
+    """Of the canary's and the stable version's answer to the same prompt, from 0 to 1."""
 
 
 @dataclass(kw_only=True)
@@ -44,10 +47,14 @@ class Probing:
     model: str
     canary: Deployment
     has_stable: bool
-    prompts: Iterator[str]
+    prompts: Iterator[Prompt]
+    metric: Callable[[str, str], float]
+    """An answer and its reference → 0 to 1."""
     found: Probed = field(default_factory=Probed)
     under_way: dict[int, float] = field(default_factory=dict)
     """When each probe that has not ended began (monotonic)."""
+    begun: int = 0
+    """Probes so far: each version is asked first in turn."""
     away_until: float = 0.0
 
     def __post_init__(self) -> None:
@@ -65,9 +72,11 @@ class Probing:
         self.over.set()
         self.client.close()
 
-    def snapshot(self) -> Probed:
+    def take(self) -> Probed:
+        """What was found since the last time."""
         with self.lock:
-            return Probed(self.found.probes, self.found.refusals, list(self.found.canary), list(self.found.stable))
+            found, self.found = self.found, Probed()
+            return found
 
     def more(self) -> None:
         """Begins another probe, unless one has just begun or the gateway is away."""
@@ -77,44 +86,52 @@ class Probing:
             busy = now - youngest < IMPATIENT_S or len(self.under_way) >= MAX_AT_ONCE
             if busy or now < self.away_until:
                 return
-            prompt = next(self.prompts)
-            thread = threading.Thread(target=self._probe, args=(prompt, now), name="probe", daemon=True)
+            self.begun += 1
+            turn = {"canary_first": self.begun % 2 == 1}
+            arguments = (next(self.prompts), now)
+            thread = threading.Thread(target=self._probe, args=arguments, kwargs=turn, name="probe", daemon=True)
             self.under_way[id(thread)] = now
         thread.start()
 
-    def _probe(self, prompt: str, began: float) -> None:
+    def _probe(self, prompt: Prompt, began: float, *, canary_first: bool) -> None:
         try:
+            beside = None if canary_first or not self.has_stable else self._ask(prompt, "never")
+            asked = time.monotonic() if beside else began
             answer = self._ask(prompt, "always")
-            if self._gateway_was_away(answer, began):
+            if self._gateway_was_away(answer, asked):
                 self._say(f"the gateway is away, which says nothing of the canary; waiting for it: {answer.failure}")
                 self.away_until = time.monotonic() + AWAY_POLL_S
                 return
-            self._note(answer, self._ask(prompt, "never") if self.has_stable else None)
+            if canary_first and self.has_stable:
+                beside = self._ask(prompt, "never")
+            self._note(prompt, answer, beside)
         finally:
             with self.lock:
                 self.under_way.pop(id(threading.current_thread()))
 
-    def _ask(self, prompt: str, canary: str) -> Answer:
+    def _ask(self, prompt: Prompt, canary: str) -> Answer:
         try:
-            return ask(self.client, self.model, prompt, canary=canary)
+            return ask_streamed(self.client, self.model, prompt, canary=canary)
         except RuntimeError as error:  # the client was closed between two probes: the step is over
             return Answer(failure=str(error), connected=False)
 
-    def _note(self, answer: Answer, beside: Answer | None) -> None:
+    def _note(self, prompt: Prompt, answer: Answer, beside: Answer | None) -> None:
         if answer.status == 200:
             answer = answer.expecting(self.canary.version, str(self.canary.generation))
-        refused = answer.status < 500 and not (beside and 400 <= answer.status == beside.status)
+        refused = not answer.good and answer.status < 500 and not (beside and 400 <= answer.status == beside.status)
         with self.lock:
             if self.over.is_set():
                 return
             self.found.probes += 1
+            self.found.refusals += refused
             if answer.good:
                 self.found.canary.append(answer)
-            elif refused:
-                self.found.refusals += 1
             if beside and beside.good:
                 self.found.stable.append(beside)
-        if refused and not answer.good:
+                if answer.good and prompt.reference is not None:
+                    pair = (self.metric(answer.text, prompt.reference), self.metric(beside.text, prompt.reference))
+                    self.found.scores.append(pair)
+        if refused:
             self._say(f"probe failed: {answer.failure}")
 
     def _say(self, message: str) -> None:

@@ -3,22 +3,22 @@
 `pipeline.fleet.watching` looks. A person may pause the rollout at any time: then nothing moves, and the look goes on.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
-from pipeline.contracts import recipe as recipes
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import IntegrityError, ReplicaFailed
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.analysis.judging import Finding, Observation
+from pipeline.fleet.analysis.judging import figures
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
-from pipeline.fleet.probes import prompts_of
 from pipeline.fleet.starting import prepare
 from pipeline.fleet.state import ModelFleet, said
-from pipeline.fleet.watching import Watch
+from pipeline.fleet.watching import Seen, Trial, Watch
 
+Outcome = Literal["healthy", "unhealthy"]
 HELD_POLL_S = 0.5
 """While the rollout is paused before its first step."""
 
@@ -52,53 +52,60 @@ def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if model.canary is None or "shift" in rollout.phases:
         return _result(spec, model, outcome="healthy", reason="all traffic is on it already")
     registered = fleet.registry.get(spec.name, rollout.version)
-    settings = registered.recipe.rollout
-    steps = (100,) if _goes_at_once(fleet, model) else settings.steps
-    prompts = prompts_of(fleet.fetch_predictions(registered))
+    steps = (100,) if _goes_at_once(fleet, model) else registered.recipe.rollout.steps
+    trial = Trial.of(fleet, registered, watch=rollout.watches + 1)
     index = min(rollout.step, len(steps) - 1)
-    model = _first_weight(spec, fleet, index=index, weight=steps[index])
+    _first_weight(spec, fleet, index=index, weight=steps[index])
     while True:
-        fleet.say(f"{steps[index]} % of the traffic: watching for {settings.step_s:g} s or more")
-        seen = _look(fleet, model, settings, prompts, index)
-        fleet.say(
-            f"{steps[index]} % of the traffic is {seen.finding}: {seen.reason}; {seen.figures.probes} were probes"
-        )
+        fleet.say(f"{steps[index]} % of the traffic: watching for {trial.settings.step_s:g} s or so")
+        seen = _look(spec, fleet, trial, index)
+        fleet.say(f"{steps[index]} % of the traffic is {seen.finding}: {seen.reason}; {_who_asked(seen)}")
         if seen.finding != "healthy":
-            model = _take_back(spec, fleet, f"at {steps[index]} % of the traffic: {seen.reason}", seen.comparisons)
-            return _result(spec, model, outcome="unhealthy", reason=seen.reason, seen=seen.figures)
+            model = fleet.files.get(spec.name)
+            return _result(spec, model, outcome="unhealthy", reason=seen.reason, seen=seen)
         try:
             if index + 1 == len(steps):
                 model = fleet.change(spec.name, spec.generation, _finished(spec.generation, seen.comparisons))
-                return _result(spec, model, outcome="healthy", reason=seen.reason, seen=seen.figures)
-            model = _set_weight(spec, fleet, index=index + 1, weight=steps[index + 1])
+                return _result(spec, model, outcome="healthy", reason=seen.reason, seen=seen)
+            _set_weight(spec, fleet, index=index + 1, weight=steps[index + 1])
             index += 1
         except Held:
             continue
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What one look found."""
+def _look(spec: RolloutSpec, fleet: Fleet, trial: Trial, index: int) -> Seen:
+    """One step, for as long as the rollout is paused. A bad canary loses its traffic before anything else is done."""
+    told = -math.inf
 
-    finding: Finding
-    reason: str
-    figures: Observation
-    comparisons: tuple[Comparison, ...]
+    def held() -> bool:
+        nonlocal told
+        paused = fleet.paused(spec.name, spec.generation)
+        if paused and time.monotonic() - told > trial.settings.step_s:
+            fleet.say(f"paused {said(paused)}; the weights stay, the watch goes on")
+            told = time.monotonic()
+        return paused is not None
 
-
-def _look(fleet: Fleet, model: ModelFleet, settings: recipes.Rollout, prompts: Iterator[str], index: int) -> Seen:
-    """One step; and again, with new figures each time, for as long as the rollout is paused."""
-
-    def look(until: Callable[[], bool] | None = None) -> Seen:
-        with Watch.open(fleet, model, settings, prompts, step=index) as watch:
-            finding, reason, figures = watch.observe(until)
-        return Seen(finding=finding, reason=reason, figures=figures, comparisons=watch.comparisons)
-
-    seen = look()
-    while seen.finding == "healthy" and (paused := fleet.paused(model.name, model.generation)):
-        fleet.say(f"paused {said(paused)}; the weights stay, the watch goes on")
-        seen = look(until=lambda: fleet.paused(model.name, model.generation) is None)
+    with Watch.open(fleet, _begin_watch(spec, fleet), trial, step=index) as watch:
+        seen = watch.observe(held)
+        if seen.finding != "healthy":
+            _take_back(spec, fleet, f"at {watch.evidence.weight} % of the traffic: {seen.reason}", seen)
     return seen
+
+
+def _begin_watch(spec: RolloutSpec, fleet: Fleet) -> ModelFleet:
+    """Numbers the watch, which has a share of the false alarms by its number."""
+
+    def count(model: ModelFleet) -> ModelFleet:
+        rollout = required_rollout(model, spec.generation)
+        return model.with_rollout(rollout.model_copy(update={"watches": rollout.watches + 1}))
+
+    return fleet.change(spec.name, spec.generation, count)
+
+
+def _who_asked(seen: Seen) -> str:
+    """Where clients were too few, that probes filled up."""
+    clients, probes = seen.evidence.client_requests, seen.evidence.probes
+    return f"clients asked the canary {clients} times, probes filled up with {probes}"
 
 
 def _first_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> ModelFleet:
@@ -152,29 +159,28 @@ def _set_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> 
     return fleet.change(spec.name, spec.generation, move)
 
 
-def _take_back(spec: RolloutSpec, fleet: Fleet, reason: str, comparisons: tuple[Comparison, ...]) -> ModelFleet:
+def _take_back(spec: RolloutSpec, fleet: Fleet, reason: str, seen: Seen) -> ModelFleet:
     """All traffic back on what is serving, at once."""
 
     def take_back(model: ModelFleet) -> ModelFleet:
         weights = {model.serving.deployment: 100} if model.serving else {}
-        return with_phase(
-            model.changed(weights=weights), spec.generation, "shift", comparisons=comparisons, **ended("failed", reason)
-        )
+        found = {"comparisons": seen.comparisons, **ended("failed", reason)}
+        return with_phase(model.changed(weights=weights), spec.generation, "shift", **found)
 
     return fleet.change(spec.name, spec.generation, take_back)
 
 
 def _result(
-    spec: RolloutSpec, model: ModelFleet, *, outcome: Finding, reason: str, seen: Observation | None = None
+    spec: RolloutSpec, model: ModelFleet, *, outcome: Outcome, reason: str, seen: Seen | None = None
 ) -> RolloutResult:
     rollout = required_rollout(model, spec.generation)
     return RolloutResult(
         name=spec.name,
         generation=spec.generation,
         phase=spec.phase,
-        outcome="healthy" if outcome == "healthy" else "unhealthy",
+        outcome=outcome,
         reason=reason,
         version=rollout.version,
         previous=rollout.previous,
-        observed=seen.figures() if seen else {},
+        observed=figures(seen.evidence, seen.comparisons) if seen else {},
     )

@@ -117,6 +117,8 @@ class Rollout(Contract):
     """Done, in order."""
     step: int = 0
     """Index of the traffic step that `shift` is at."""
+    watches: int = 0
+    """How many steps it has begun to watch, repetitions too; each has a smaller share of the false alarms."""
     outcome: str = "running"
     """running, promoted, failed, rolled back, superseded, or unchanged."""
     reason: str = ""

@@ -4,7 +4,7 @@ Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
 
     {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20,
-     "echo": true}
+     "chunk_s": 0.1, "answers": {"a prompt": "its answer"}, "accuracy": 0.9, "echo": true}
 
 With `echo` the answer's text is the request as the replica saw it.
 """
@@ -43,20 +43,31 @@ async def answer_text(send: Any, text: str) -> None:
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-async def stream(send: Any, manners: dict[str, Any]) -> None:
-    """Server-sent events, one word each, with counts in each and a last one that has nothing else, as vLLM's are."""
+def words_of(request: dict[str, Any], manners: dict[str, Any]) -> list[str]:
+    """What it answers: what it knows, wrong as often as it is told to be; else words without meaning."""
+    messages = request.get("messages") or [{"content": ""}]
+    known = manners.get("answers", {}).get(messages[-1]["content"])
+    if known is not None:
+        return [known if random.random() < manners.get("accuracy", 1.0) else "something else"]
+    return [f"word{index} " for index in range(manners.get("chunks", request.get("max_tokens", 20)))]
+
+
+async def stream(send: Any, request: dict[str, Any], manners: dict[str, Any]) -> None:
+    """Server-sent events, one word each, with counts in each and a last one that has nothing else, as vLLM's are;
+    slowly unless the request is for few tokens, as probes are."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    chunks = manners.get("chunks", 20)
-    for index in range(chunks):
+    pause_s = manners.get("chunk_s", 0.002 if "max_tokens" in request else 0.1)
+    words = words_of(request, manners)
+    for index, word in enumerate(words):
         METRICS.tokens += 1
         if index:
-            METRICS.times_s[ITL].append(manners.get("chunk_s", 0.1))
-        finish = "stop" if index == chunks - 1 else None
-        choice = {"index": 0, "delta": {"content": f"word{index} "}, "finish_reason": finish}
-        await say(send, {"choices": [choice], "usage": used(index + 1)})
-        await asyncio.sleep(manners.get("chunk_s", 0.1))
-    await say(send, {"choices": [], "usage": used(chunks)})
+            METRICS.times_s[ITL].append(pause_s)
+        finish = "stop" if index == len(words) - 1 else None
+        choice = {"index": 0, "delta": {"content": word}, "finish_reason": finish}
+        await say(send, {"model": request["model"], "choices": [choice], "usage": used(index + 1)})
+        await asyncio.sleep(pause_s)
+    await say(send, {"model": request["model"], "choices": [], "usage": used(len(words))})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
 
@@ -111,7 +122,7 @@ async def complete(scope: Any, receive: Any, send: Any, manners: dict[str, Any])
     if random.random() < manners.get("error_rate", 0.0):
         await answer(send, manners.get("status", 500), {"error": {"message": "told to fail"}})
     elif request.get("stream"):
-        await stream(send, manners)
+        await stream(send, request, manners)
     else:
         client = dict(scope["headers"]).get(b"x-client-id", b"").decode()
         content = json.dumps(seen(scope)) if manners.get("echo") else f"client {client}"

@@ -74,9 +74,9 @@ def test_a_new_version_takes_over_without_a_failed_request(rig: Rig) -> None:
 
 NEVER_READY = {"error_rate": 1.0, "status": 503}
 BAD_VERSIONS = [
-    ("11", {"error_rate": 0.5}, {}, "shift", "canary requests failed"),
-    ("12", {"error_rate": 0.5, "status": 400}, {}, "shift", "canary requests failed"),
-    ("13", {"delay_s": 0.5}, {}, "shift", "max_latency_ratio"),
+    ("11", {"error_rate": 0.5}, {}, "shift", "error rate .*, beyond max_error_rate"),
+    ("12", {"error_rate": 0.5, "status": 400}, {}, "shift", "refused probes .*, beyond max_error_rate"),
+    ("13", {"delay_s": 0.5}, {}, "shift", "latency, median .* worse, beyond max_latency_ratio"),
     ("14", {"claims": "7"}, {}, "start_canary", "answers as version 7"),
     # Supervisord gives up where it dies at once; where the machine is so busy that it lived for a second, the rollout.
     ("15", {"crash": True}, {}, "start_canary", "does not stay up|crashed 3 times before its first answer"),

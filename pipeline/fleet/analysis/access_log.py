@@ -47,6 +47,10 @@ class AccessLog:
             if line.get("first_byte_us") is not None and _is_stream(line):
                 self.first_bytes_s.setdefault(generation, []).append(line["first_byte_us"] / 1e6)
 
+    def forget(self) -> None:
+        """What was taken in so far: for a reader that has made use of it."""
+        self.num_requests, self.durations_s, self.first_bytes_s = {}, {}, {}
+
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Whole lines alone: one that is still being written is left for later."""
         if not self.path.exists():

@@ -26,10 +26,13 @@ class Comparison(Contract):
     verdict: Verdict = "undecided"
     num_canary: int
     num_stable: int = 0
+    limit: str = ""
+    """The recipe's field that the margin comes from."""
 
-    def describe(self) -> str:
+    def describe(self, *, named: bool = True) -> str:
         """A line for reports."""
+        name = f"{self.measure} " if named else ""
         unit = f" {self.unit}" if self.unit else ""
         sides = " against ".join(f"{side:.4g}{unit}" for side in (self.canary, self.stable) if side is not None)
         interval = " to ".join("?" if end is None else f"{end:.4g}" for end in (self.low, self.high))
-        return f"{sides or 'no figures'}, {interval}{unit} (margin {self.margin:.4g}{unit}): {self.verdict}"
+        return f"{name}{sides or 'no figures'}, {interval}{unit} (margin {self.margin:.4g}{unit}): {self.verdict}"

@@ -42,4 +42,5 @@ def test_a_damaged_judgement_is_an_error_that_says_what_to_do(tmp_path: Path) ->
 
 def test_a_comparison_says_in_one_line_what_is_known() -> None:
     """An end that is not known yet is a question mark."""
-    assert JUDGEMENT.comparisons[0].describe() == "0.5 points, ? to 2 points (margin 1 points): undecided"
+    line = JUDGEMENT.comparisons[0].describe()
+    assert line == "error rate 0.5 points, ? to 2 points (margin 1 points): undecided"
