@@ -27,6 +27,7 @@
 | SLIPWAY_IMAGE_TAG       | <release>-cpu              | of the container images that steps run in                 |
 | SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
 | SLIPWAY_SIGNING_KEY     | the home's signing/key     | the private key of bundles, for who registers them        |
+| SLIPWAY_LOG_PROMPTS     | false                      | true: replicas log what clients ask and get               |
 | SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY, GATEWAY_ADMIN or METRICS     |
 """
 
@@ -89,6 +90,8 @@ class Settings(BaseModel):
     docker_volume: str | None = None
     docker_agent_volume: str | None = None
     agent_path: Path | None = None
+    log_prompts: bool = False
+    """Of replicas that are started from now on; never of the gateway."""
     ports: dict[str, int] = {}
     """Part of the local stack to the port that the user wants for it."""
 
@@ -142,6 +145,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         docker_volume=environ.get("SLIPWAY_DOCKER_VOLUME") or None,
         docker_agent_volume=environ.get("SLIPWAY_DOCKER_AGENT_VOLUME") or None,
         agent_path=Path(environ["SLIPWAY_AGENT"]) if environ.get("SLIPWAY_AGENT") else None,
+        log_prompts=_flag(environ, "SLIPWAY_LOG_PROMPTS"),
         ports={
             name.removeprefix(PORT_PREFIX).lower(): _number(environ, name, 0)
             for name, text in environ.items()
@@ -167,6 +171,13 @@ def parse_backend(text: str, source: str) -> BackendName:
 def _tracking_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
     user, password = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_PASSWORD")
     return (user, password) if user and password else None
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name) or "false"
+    if text not in ("true", "false"):
+        raise SpecError(f"{name} is {text!r}, expected true or false")
+    return text == "true"
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

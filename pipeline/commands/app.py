@@ -284,14 +284,20 @@ def chat(
     name: Annotated[str | None, typer.Argument(help="The model; if left out, the one rolled out last.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say this and leave.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="Ask the canary; the key must be allowed to choose.")
+    ] = False,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A client's key, instead of the stack's.")
+    ] = None,
 ) -> None:
-    """Talk to a served model through the gateway.
+    """Talk to a served model through the gateway. After each answer: which version gave it, and the request's id.
 
     Example: `slipway chat demo --message "where is my parcel?"`
     """
     from pipeline.commands import chat as command
 
-    command.chat(name, message, max_tokens=max_tokens)
+    command.chat(name, message, max_tokens=max_tokens, canary=canary, key_path=key_file)
 
 
 @app.command()

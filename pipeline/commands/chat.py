@@ -1,22 +1,40 @@
-"""`slipway chat`: asks a served model through the gateway, and shows the answer as it comes."""
+"""`slipway chat`: asks a served model through the gateway, and shows the answer as it comes, which version gave it, and
+the request's id, by which `slipway trace` finds it again.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from pipeline.commands.output import console, here
 from pipeline.commands.status import rolled_out_last
+from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError, TransientError
+from pipeline.fleet.envoy_routes import CANARY_HEADER
 from pipeline.fleet.state import read_fleet
 from pipeline.stack.layout import Layout
 
 TIMEOUT_S = 120.0
 
 
-def chat(name: str | None, message: str | None, *, max_tokens: int) -> None:
+class Wish(Contract):
+    """How to ask."""
+
+    key: str
+    """Of the gateway."""
+    max_tokens: int
+    canary: bool = False
+    """Of the canary alone; the key must be allowed to choose."""
+
+
+def chat(name: str | None, message: str | None, *, max_tokens: int, canary: bool, key_path: Path | None) -> None:
     """One question, or, without `message`, one after the other until the end of the input.
+
+    Args:
+        key_path: a file that holds the key; None: the stack's own.
 
     Raises:
         SpecError: no such model is served.
@@ -24,12 +42,16 @@ def chat(name: str | None, message: str | None, *, max_tokens: int) -> None:
     """
     layout, _ = here()
     model = served_model(layout, name)
+    if canary and read_fleet(layout.home_path)[model].canary is None:
+        raise SpecError(f"{model} has no canary now: `slipway rollout status {model}` says how far its rollout is")
+    key = layout.access().api_key if key_path is None else _read_key(key_path)
+    wish = Wish(key=key, max_tokens=max_tokens, canary=canary)
     if message is not None:
-        answer(layout, model, message, max_tokens)
+        answer(layout, model, message, wish)
         return
     console.print(f"Talking to {model}. An empty line ends it.")
     while question := _ask():
-        answer(layout, model, question, max_tokens)
+        answer(layout, model, question, wish)
 
 
 def served_model(layout: Layout, name: str | None) -> str:
@@ -44,14 +66,25 @@ def served_model(layout: Layout, name: str | None) -> str:
     return str(wanted)
 
 
-def answer(layout: Layout, model: str, message: str, max_tokens: int) -> None:
-    """Prints the model's answer as it streams in, and which version gave it."""
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise SpecError(f"cannot read the key in {path}: {error.strerror}") from error
+
+
+def answer(layout: Layout, model: str, message: str, wish: Wish) -> None:
+    """Prints the model's answer as it streams in, and which version gave it.
+
+    Raises:
+        SpecError: the gateway refused the request, or the canary was asked for and another version answered.
+    """
     url = f"{layout.ports().url('gateway')}/v1/chat/completions"
-    headers = {"Authorization": f"Bearer {layout.access().api_key}"}
+    headers = {"Authorization": f"Bearer {wish.key}", **({CANARY_HEADER: "always"} if wish.canary else {})}
     body = {
         "model": model,
         "messages": [{"role": "user", "content": message}],
-        "max_tokens": max_tokens,
+        "max_tokens": wish.max_tokens,
         "temperature": 0,
         "stream": True,
     }
@@ -61,9 +94,28 @@ def answer(layout: Layout, model: str, message: str, max_tokens: int) -> None:
                 raise SpecError(f"the gateway answered {response.status_code}: {response.read().decode()[:500]}")
             for piece in pieces(response.iter_lines()):
                 console.print(piece, end="", markup=False)
-            console.print(f"\n[dim]{model} version {response.headers.get('x-slipway-version', 'not known')}[/dim]")
+            console.print(f"\n[dim]{model} {origin(response.headers)}[/dim]")
+            if wish.canary:
+                _refuse_other_than_canary(layout, model, response.headers)
     except httpx.TransportError as error:
         raise TransientError(f"the gateway at {url} does not answer ({error}): run `./slipway up`") from error
+
+
+def origin(headers: Mapping[str, str]) -> str:
+    """Who answered what, from an answer's headers."""
+    version = headers.get("x-slipway-version", "not known")
+    generation = headers.get("x-slipway-generation", "not known")
+    return f"version {version} (generation {generation}), request {headers.get('x-request-id', 'without id')}"
+
+
+def _refuse_other_than_canary(layout: Layout, model: str, headers: Mapping[str, str]) -> None:
+    """A key that may not choose is not told so by the gateway: its header means nothing."""
+    canary = read_fleet(layout.home_path)[model].canary
+    if canary and headers.get("x-slipway-generation") != str(canary.deployment):
+        raise SpecError(
+            f"that was not the canary, version {canary.version}: this key may not choose, or the canary cannot answer;"
+            " `slipway keys create NAME --may-choose` makes one that may, and --key-file FILE uses it"
+        )
 
 
 def pieces(lines: Iterator[str]) -> Iterator[str]:

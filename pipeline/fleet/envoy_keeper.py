@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline import json_lines
 from pipeline.errors import SlipwayError
 from pipeline.fleet.epochs import (
     POLL_S,
@@ -227,7 +228,7 @@ def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 def say(message: str) -> None:
     """Into the program's log."""
-    print(f"gateway: {message}", flush=True)
+    print(json_lines.line("gateway", message), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from pipeline import settings
+from pipeline import json_lines, settings
 from pipeline.errors import SlipwayError
 from pipeline.fleet.analysis.live import read_judgement
 from pipeline.fleet.exposition import CONTENT_TYPE, Family, text_of
@@ -80,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
             text = figures(self.layout, self.tally)
         except (SlipwayError, OSError) as error:
             self._answer(500, "text/plain", f"{error}\n")
-            print(f"error {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            said = json_lines.line(NAME, str(error), level="error", error=type(error).__name__)
+            print(said, file=sys.stderr, flush=True)
         else:
             self._answer(200, CONTENT_TYPE, text)
 

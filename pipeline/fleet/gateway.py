@@ -34,6 +34,8 @@ RESTART_TIMEOUT_S = 120.0
 POLL_S = 0.02
 MAX_ACCESS_LOG_BYTES = 64 << 20
 PROGRAM = "gateway"
+LOG_FORMAT = '{"ts":"%Y-%m-%dT%T.%e%z","level":"%l","logger":"envoy.%n","message":"%j"}'
+"""Of Envoy's own log, one JSON object a line; the access log is another file."""
 STATS = {"cds": "cluster_manager.cds", "rds": "http.main.rds.main"}
 """Where Envoy says which version of a file it has taken."""
 
@@ -89,6 +91,8 @@ def envoy_command(folder: Path) -> tuple[str, ...]:
         "misc:error",  # at each update it repeats which parts of its interface may still change
         "--file-flush-interval-msec",
         "200",
+        "--log-format",
+        LOG_FORMAT,
     )
 
 

@@ -1,5 +1,7 @@
 """Puts the version on every answer of a replica: `vllm serve … --middleware pipeline.fleet.replica_middleware.Version`.
 
+It also notes the request's id for the log (`pipeline.fleet.replica_logging`).
+
 Runs inside the engine's server, so it needs nothing but the standard library. The replica speaks for itself, and not
 the gateway for it, because only the replica knows which weights it has loaded: after a retry or a fallback the
 gateway's idea of where a request went is not where its answer came from.
@@ -7,6 +9,7 @@ gateway's idea of where a request went is not where its answer came from.
 
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -22,6 +25,22 @@ VARIABLES = {
 """Set by the replica's program; read here, in the engine's process, where `pipeline.settings` is not loaded."""
 
 
+LOG_PROMPTS = "SLIPWAY_REPLICA_LOG_PROMPTS"
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that is being answered, as the gateway gave it."""
+
+
+def identity() -> dict[str, str]:
+    """What this replica is, as the lines of its log say it; empty for a process that is no replica."""
+    named = {header.decode().removeprefix("x-slipway-"): variable for header, variable in VARIABLES.items()}
+    return {name: os.environ[variable] for name, variable in named.items() if variable in os.environ}
+
+
+def may_log_prompts() -> bool:
+    """Whether somebody asked for clients' text in the log."""
+    return os.environ.get(LOG_PROMPTS) == "1"
+
+
 class Version:
     """ASGI middleware."""
 
@@ -30,6 +49,9 @@ class Version:
         self.headers = [(header, os.environ[variable].encode()) for header, variable in VARIABLES.items()]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        named = dict(scope.get("headers", ())).get(b"x-request-id", b"")
+        REQUEST_ID.set(named.decode("latin-1"))
+
         async def send_with_version(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *self.headers]}

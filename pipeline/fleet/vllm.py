@@ -5,12 +5,15 @@ Reads a verified bundle folder; the engine keeps its compile cache in a folder t
 
 from pathlib import Path
 
+from pipeline import settings
 from pipeline.adapter_files import adapter_of
 from pipeline.contracts import recipe as recipes
 from pipeline.contracts.base import Contract
+from pipeline.fleet.replica_middleware import LOG_PROMPTS
 from pipeline.fleet.state import Replica
 from pipeline.settings import ROOT
 
+LOGGING_PATH = ROOT / "pipeline" / "fleet" / "replica_logging.json"
 DRAIN_S = 60
 """How long a replica that is asked to end may go on answering what it has begun."""
 
@@ -43,6 +46,7 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
         *("--distributed-executor-backend", "pipeline.fleet.replica_executor.Executor"),
         *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
         *("--uvicorn-log-level", "warning"),
+        *(("--enable-log-requests", "--enable-log-outputs") if settings.load().log_prompts else ()),
         "--enforce-eager",
     )
 
@@ -73,6 +77,8 @@ def variables(plan: ReplicaPlan, cache_path: Path) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": str(plan.core),
         "VLLM_CACHE_ROOT": str(cache_path),
         "TORCHINDUCTOR_CACHE_DIR": str(cache_path / "inductor"),
+        "VLLM_LOGGING_CONFIG_PATH": str(LOGGING_PATH),
+        LOG_PROMPTS: "1" if settings.load().log_prompts else "0",
         "VLLM_HOST_IP": plan.replica.host,
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

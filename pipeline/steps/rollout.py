@@ -14,6 +14,7 @@ from pipeline.fleet.parts import Fleet
 from pipeline.fleet.remote_replicas import RemoteReplicas
 from pipeline.fleet.replicas import ReplicaHost, Replicas
 from pipeline.fleet.rollout import run_phase
+from pipeline.fleet.rollout_log import logged
 from pipeline.job import Job
 from pipeline.registry.connection import required_tracking_uri
 from pipeline.registry.models import RegisteredVersion, Registry
@@ -32,16 +33,17 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
         TransientError: MLflow, the store or the gateway does not answer now.
     """
     layout = Layout(job.settings.home_path)
+    say = logged(layout, spec, job.say)
     fleet = Fleet(
         layout=layout,
         registry=Registry(required_tracking_uri(job), layout.home_path),
         replicas=Replicas(replica_host(job.settings, layout)),
         fetch_bundle=lambda version: verified_folder(version, trusted(layout), job.fetch_model),
         fetch_predictions=lambda version: predictions_path(version, job),
-        say=job.say,
+        say=say,
     )
     result = run_phase(spec, fleet)
-    job.say(f"{spec.name} rollout {result.generation} {spec.phase}: {result.outcome}: {result.reason}")
+    say(f"{spec.name} rollout {result.generation} {spec.phase}: {result.outcome}: {result.reason}")
     state = fleet.files.get(spec.name)
     (job.staging_path / "rollout.json").write_text(state.model_dump_json(indent=2) + "\n")
     return result

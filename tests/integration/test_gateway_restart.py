@@ -118,7 +118,7 @@ def test_an_unchanged_gateway_is_left_alone_and_a_changed_bootstrap_takes_over(r
     assert wanted
     assert wanted.digest == before.wanted
     with rig.load() as load:
-        changed = epochs.write_wanted(rig.gateway.folder, (*wanted.command, "--log-format", "%v"), b"another")
+        changed = epochs.write_wanted(rig.gateway.folder, (*wanted.command, "--skip-deprecated-logs"), b"another")
         after = epochs.await_epoch(rig.gateway.folder, changed, 60)
     assert load.failures == []
     assert after.number > before.number

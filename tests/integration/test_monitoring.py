@@ -3,6 +3,7 @@ during a rollout that is refused, and the command line watches it.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from fleet_rig import MODEL, Rig
 from prometheus_server import Prometheus, prometheus_server
 
-from pipeline.fleet import exporter
+from pipeline.fleet import exporter, gateway
 from pipeline.settings import ROOT
 from pipeline.stack.layout import Ports
 
@@ -191,6 +192,31 @@ def test_the_fleet_is_shown_with_the_gateways_view_of_it(seen: Seen) -> None:
     assert "serving version 2 (generation 2)" in said
     assert "healthy" in said
     assert "100 %" in said
+
+
+def test_the_gateways_own_log_is_json(seen: Seen) -> None:
+    """What keeps it running, and Envoy itself, which says more when it is asked to check its configuration."""
+    layout = seen.rig.layout
+    lines = layout.log_path(gateway.PROGRAM).read_text().splitlines()
+    command = [part.replace("warning", "info") for part in gateway.envoy_command(layout.gateway_path)]
+    checked = subprocess.run([*command, "--mode", "validate"], capture_output=True, text=True, check=True)
+    assert len(checked.stderr.splitlines()) > 3
+    for line in [*lines, *checked.stderr.splitlines()]:
+        assert {"ts", "level", "logger", "message"} <= json.loads(line).keys()
+
+
+def test_chat_says_which_version_answered_and_the_requests_id(seen: Seen) -> None:
+    """So that the answer can be traced."""
+    with slipway(seen.rig, "chat", MODEL, "--message", "hi") as asked:
+        said, _ = asked.communicate(timeout=WAIT_S)
+    assert re.search(r"word0 .*\n.*tiny version 2 \(generation 2\), request [0-9a-f-]{36}", said)
+
+
+def test_a_canary_that_there_is_not_is_not_asked(seen: Seen) -> None:
+    """Instead of showing another version's answer."""
+    with slipway(seen.rig, "chat", MODEL, "--message", "hi", "--canary") as asked:
+        _, why = asked.communicate(timeout=WAIT_S)
+    assert (asked.returncode, "has no canary now" in why) == (64, True)
 
 
 def test_a_damaged_state_is_said_to_prometheus_instead_of_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from pipeline.settings import ROOT
 pytestmark = pytest.mark.integration
 
 INFRA = ROOT / "infra"
+FOREIGN = re.compile(r"\[?W\d{4} .*|Found duplicate keys .*|\S+:\d+: \w+Warning: .*|  .*|Loading safetensors .*|")
+"""Lines of an engine's log that are no JSON: what torch and C libraries warn of while they load, vLLM's parser of
+options, Python's own warnings with the line that they are about, and the progress of loading."""
 
 MAKE_FORMS = """
 import sys
@@ -121,6 +124,39 @@ def complete(rig: Rig, **more: Any) -> httpx.Response:
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+
+
+def test_a_replicas_log_is_json_and_holds_nothing_of_what_clients_say(rig: Rig) -> None:
+    """Also where a request is refused or cannot be read. Lines that no logger of Python's wrote are few, and named."""
+    secret = "xyzzy plugh"
+    for body in (
+        {"messages": [{"role": "user", "content": secret}], "max_tokens": 3},
+        {"messages": secret},
+        {"prompt": 3},
+    ):
+        httpx.post(
+            f"{rig.gateway.url}/v1/chat/completions",
+            json={"model": MODEL, **body},
+            headers={"authorization": f"Bearer {rig.key}"},
+            timeout=30,
+            trust_env=False,
+        )
+    model = rig.state()
+    assert model.serving is not None
+    served = model.deployment(model.serving.deployment)
+    assert served is not None
+    lines = rig.layout.log_path(served.replicas[0].id).read_text().splitlines()
+    assert len(lines) > 20
+    assert not [line for line in lines if secret in line]
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [line for line in lines if not line.startswith("{") and not FOREIGN.fullmatch(line)] == []
+    for entry in entries:
+        assert {"ts", "level", "logger", "message", "process"} <= entry.keys()
+        assert (entry["model"], entry["version"], entry["generation"]) == (
+            MODEL,
+            served.version,
+            str(served.generation),
+        )
 
 
 def test_a_replica_that_has_answered_leaves_its_core_to_others(rig: Rig) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import json_lines
 from pipeline.errors import SlipwayError, TransientError
 from pipeline.fleet.doors import budgets, tls
 from pipeline.fleet.doors.clients import Client
@@ -99,7 +100,7 @@ class Keeper:
 
     def _say(self, subject: str, what: str) -> None:
         if what and what != self.said.get(subject):
-            print(what, file=sys.stderr)
+            print(json_lines.line("doors", what, level="error", subject=subject), file=sys.stderr)
         self.said[subject] = what
 
 
