@@ -70,7 +70,9 @@ def replicas_table(model: ModelView) -> Table:
         table.add_column(title, justify="right" if title == "traffic" else "left", no_wrap=True)
     for replica in sorted(model.replicas, key=lambda found: (-found.weight, found.id)):
         address = f"{replica.host}:{replica.port}"
-        cells = (replica.version, role_of(model, replica.generation), replica.id, address)
+        role = role_of(model, replica.generation)
+        use = role if replica.use == "serving" else f"{role}, {replica.use}"
+        cells = (replica.version, use, replica.id, address)
         table.add_row(*cells, HEALTH[replica.healthy], f"{replica.weight:g} %")
     return table
 

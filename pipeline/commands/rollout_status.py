@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.commands import bars
 from pipeline.commands.bars import interval_bar
 from pipeline.commands.fleet import COLOURS, chosen, duration
 from pipeline.commands.output import console, here
@@ -22,6 +23,8 @@ POLL_S = 0.5
 SAY_EVERY_S = 5.0
 """At least so long between two lines of one step where there is no terminal."""
 FAILED = ("failed", "rolled back")
+OTHER_COLUMNS, NARROWEST = 92, 15
+"""Characters: of a comparison's line without its bar, and the least for the bar."""
 VERDICTS = {"not worse": "green", "worse": "red", "undecided": "dim"}
 
 
@@ -178,16 +181,25 @@ def _head(progress: Progress) -> list[str]:
 def comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
     """A line for each measure, its interval as a bar."""
     table = Table(box=None, pad_edge=False)
-    for title in ("", "canary", "stable", "│ same  ┊ margin  ━ interval", "", "seen", "verdict"):
+    for title in ("", "canary", "stable", "│ same ┊ margin", "", "seen", "verdict"):
         table.add_column(title, justify="right" if title in ("canary", "stable", "seen") else "left", no_wrap=True)
     for found in comparisons:
         ends = " … ".join("?" if end is None else f"{end:.3g}" for end in (found.low, found.high))
         table.add_row(
             *(found.measure, _figure(found.canary, found.unit), _figure(found.stable, found.unit)),
-            *(interval_bar(found), f"{ends} ({found.margin:.3g})", f"{found.num_canary}/{found.num_stable}"),
+            *(
+                interval_bar(found, bar_width(console.width)),
+                f"{ends} ({found.margin:.3g})",
+                f"{found.num_canary}/{found.num_stable}",
+            ),
             f"[{VERDICTS[found.verdict]}]{found.verdict}[/]",
         )
     return table
+
+
+def bar_width(terminal_width: int) -> int:
+    """What the other columns leave of a line; an odd number, so that no difference is in the middle."""
+    return max(NARROWEST, min(bars.WIDTH, terminal_width - OTHER_COLUMNS)) // 2 * 2 + 1
 
 
 def _figure(value: float | None, unit: str) -> str:

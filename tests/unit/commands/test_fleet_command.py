@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.commands.app import app
 from pipeline.commands.bars import interval_bar
+from pipeline.commands.rollout_status import bar_width
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.live import Judgement, write_judgement
 from pipeline.fleet.files import FleetFiles
@@ -94,6 +95,13 @@ def test_programs_get_roles_health_and_shares(home: Path) -> None:
         ("canary", None, 25.0),
     ]
     assert [r["outcome"] for r in found["history"]] == ["promoted", "running"]
+
+
+def test_a_replica_that_is_about_to_go_says_so(home: Path) -> None:
+    """It finishes what it has begun."""
+    leaving = Replica(id="replica-m-v1-g1-0", port=20_001, use="leaving")
+    write(home, deployments=(deployment("1", 1).model_copy(update={"replicas": (leaving,)}), deployment("2", 2)))
+    assert "1 serving, leaving replica-m-v1-g1-0" in " ".join(say("fleet").output.split())
 
 
 def test_replicas_that_nobody_counts_on_yet_are_spare(home: Path) -> None:
@@ -218,6 +226,12 @@ def test_an_interval_is_drawn_between_no_difference_and_the_margin(
 ) -> None:
     """An end that is not known yet runs off the bar."""
     assert interval_bar(COMPARISON.model_copy(update={"low": low, "high": high}), width=19) == drawn
+
+
+@pytest.mark.parametrize(("terminal", "bar"), [(80, 15), (110, 19), (125, 33), (200, 33)])
+def test_a_bar_takes_what_the_other_columns_leave(terminal: int, bar: int) -> None:
+    """Its middle is no difference."""
+    assert bar_width(terminal) == bar
 
 
 def test_what_is_compared_with_nothing_is_drawn_without_a_point() -> None:
