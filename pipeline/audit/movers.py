@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.audit.entries import NOBODY_SAID
 from pipeline.audit.log import newest_first
 from pipeline.stack.layout import Layout
 
@@ -11,10 +12,11 @@ MOVES = ("promote", "rollback", "put-back")
 def who_made_champion(home: Layout | Path, model: str, version: str) -> str:
     """The actor of the newest entry about the champion of `model`, if it is about `version`; else empty.
 
-    An entry that is older than the last rollout's plan, or of a move that was refused, says nothing about a champion
-    that was found now: somebody has moved the alias in MLflow itself.
+    The plan of a rollout of the same version counts, too: whoever it names has not been followed by anybody known. A
+    move that was refused says nothing, nor does an older entry: somebody has moved the alias in MLflow itself.
     """
     for entry in newest_first(home, model=model):
-        if entry.action in (*MOVES, "refused", "planned", "rolled-back"):
-            return entry.actor if entry.action in MOVES and entry.version == version else ""
+        if entry.action in (*MOVES, "planned", "refused", "rolled-back"):
+            counts = entry.action in (*MOVES, "planned") and entry.version == version and entry.actor != NOBODY_SAID
+            return entry.actor if counts else ""
     return ""

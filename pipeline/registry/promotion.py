@@ -166,6 +166,16 @@ def promote_by_hand(
     registered = registry.get(name, version)
     before = registry.alias(name, CHAMPION)
     if before == version:
+        details = {"from": before, "to": version}
+        audit.record(
+            registry.home_path,
+            action="promote",
+            actor=promoted_by,
+            model=name,
+            version=version,
+            reason=reason,
+            details=details,
+        )
         return Promotion(name=name, version=version, champion_before=before, changed=False)
     move_champion(registry, registered, expected=before, tags={PROMOTED_BY_TAG: promoted_by}, reason=reason)
     return Promotion(name=name, version=version, champion_before=before, changed=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, audit
 from pipeline.contracts.base import ArtifactRef
 from pipeline.errors import DataError, SpecError
 from pipeline.fleet.rollout import OUTCOME_TAG
@@ -235,6 +235,8 @@ def test_a_champion_moved_meanwhile_is_compared_with_on_the_next_attempt(
     assert registry.alias(name, CHAMPION) == "2"
     assert championed.promote(spec) == 0
     assert championed.decision(spec).champion_before == "2"
+    told = [(entry.action, entry.version) for entry in audit.read_entries(registry.home_path)]
+    assert told == [("promote", "1"), ("promote", "3"), ("refused", "3"), ("promote", "3")]
     assert artifacts.read_manifest(rival).step == "register"
 
 
@@ -263,6 +265,8 @@ def test_a_person_promotes_any_version_that_exists(championed: FinishedRelease, 
     assert (done.champion_before, done.changed) == ("1", True)
     again = promotion.promote_by_hand(registry, name=name, version="2", promoted_by="ada")
     assert (again.champion_before, again.changed) == ("2", False)
+    told = [(entry.action, entry.actor, entry.details["from"]) for entry in audit.read_entries(registry.home_path)]
+    assert told == [("promote", "policy auto", None), ("promote", "ada", "1"), ("promote", "ada", "2")]
     with pytest.raises(SpecError, match=r"has no version 9 .* it has: 1, 2"):
         promotion.promote_by_hand(registry, name=name, version="9", promoted_by="ada")
 

@@ -150,3 +150,6 @@ def test_who_moved_the_champion_is_told_by_the_newest_entry_about_it(tmp_path: P
     assert audit.who_made_champion(tmp_path, "m", "1") == "ada"
     tell("planned", "3")
     assert audit.who_made_champion(tmp_path, "m", "1") == ""
+    assert audit.who_made_champion(tmp_path, "m", "3") == "ada"
+    audit.record(tmp_path, action="planned", actor="unknown", model="m", version="3")
+    assert audit.who_made_champion(tmp_path, "m", "3") == ""
