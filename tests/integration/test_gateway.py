@@ -103,6 +103,20 @@ def sessions_stay_on_one_version(rig: Rig, generation: int) -> None:
     for _ in range(3):
         again = [rig.ask(**{"x-slipway-session": name}).headers["x-slipway-version"] for name in sessions]
         assert again == drawn
+    sessions_stay_while_weights_rise(rig, generation, sessions)
+
+
+def sessions_stay_while_weights_rise(rig: Rig, generation: int, sessions: list[str]) -> None:
+    """Who was given the canary keeps it at every further step; the others follow, once."""
+    moved: set[str] = set()
+    for weight in (10, 25, 50, 75, 100):
+        weights = {1: 100 - weight, generation: weight}
+        rig.fleet.change(MODEL, generation, lambda model, weights=weights: model.changed(weights=weights))  # type: ignore[misc]
+        drawn = {name: rig.ask(**{"x-slipway-session": name}).headers["x-slipway-version"] for name in sessions}
+        on_canary = {name for name, version in drawn.items() if version == "2"}
+        assert moved <= on_canary
+        moved = on_canary
+    assert moved == set(sessions)
 
 
 def test_only_the_probes_key_may_force_a_version(rig: Rig) -> None:
