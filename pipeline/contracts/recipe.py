@@ -182,12 +182,23 @@ class Promote(Contract):
 OnUndecided = Literal["promote", "roll_back", "by_figures"]
 
 
+class Shadow(Contract):
+    """A canary's first trial: copies of clients' requests, whose answers are thrown away."""
+
+    percent: Annotated[int, Field(ge=1, le=100)] = 100
+    """Of clients' requests are copied to the canary."""
+    seconds: Annotated[float, Field(ge=1)] = 30.0
+    """Of observation, before any client sees the canary."""
+
+
 class Rollout(Contract):
     """How traffic moves to a new version."""
 
     replicas: Annotated[int, Field(ge=1, le=32)] = 2
     steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = (5, 25, 50, 100)
     """Per cent of the traffic on the canary, rising to 100."""
+    shadow: Shadow | None = None
+    """Before the first of the steps."""
     strategy: Literal["auto", "surge", "replace"] = "auto"
     """surge: a second set of replicas beside the first. replace: one replica after the other makes place for a new one.
     auto: surge where the measured memory has room for a second set, else replace."""

@@ -24,12 +24,19 @@ HEADERS_TIMEOUT_S = 10
 REQUEST_TIMEOUT_S = 60
 """From a request's first byte to the end of its body."""
 METADATA = "slipway"
+STATS_FLUSH_S = 1
+"""Envoy's histograms are so old at most."""
 NO_MODEL, BAD_BODY = "slipway:no-model", "slipway:bad-body"
 """No model's name holds a colon."""
 
 
 def cluster_name(model: str, generation: int) -> str:
     return f"{cluster_prefix(model)}{generation}"
+
+
+def stat_name(model: str, generation: int) -> str:
+    """Of a cluster, in Envoy's figures: a dot would end the name there."""
+    return cluster_name(model, generation).replace(".", "/")
 
 
 def cluster_prefix(model: str) -> str:
@@ -220,8 +227,7 @@ def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool) -
     return {
         "@type": f"{API}.config.cluster.v3.Cluster",
         "name": name,
-        # In its figures: a dot would end the name there.
-        "alt_stat_name": name.replace(".", "/"),
+        "alt_stat_name": stat_name(model, generation),
         "type": "EDS",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
@@ -301,6 +307,7 @@ def bootstrap(admin: Json, xds_path: str) -> Json:
     """What Envoy starts with; `admin` is the address of its own interface."""
     return {
         "node": {"id": "gateway", "cluster": "slipway"},
+        "stats_flush_interval": f"{STATS_FLUSH_S}s",
         "admin": {"address": admin},
         "dynamic_resources": {
             "lds_config": watched(f"{xds_path}/lds.json", xds_path),

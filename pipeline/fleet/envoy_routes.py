@@ -114,8 +114,18 @@ def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROB
         "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
         "hash_policy": [{"header": {"header_name": SESSION_HEADER}}],
         **_route_action(),
+        **_mirror(model),
     }
     return [*routes, {"match": _with_model(path, model.name), "route": action}]
+
+
+def _mirror(model: ModelFleet) -> Json:
+    """Copies for the canary, whose answers Envoy throws away. Routes that force a side have none."""
+    if not (model.shadow and model.canary):
+        return {}
+    share = {"numerator": model.shadow, "denominator": "HUNDRED"}
+    cluster = cluster_name(model.name, model.canary.deployment)
+    return {"request_mirror_policies": [{"cluster": cluster, "runtime_fraction": {"default_value": share}}]}
 
 
 def _route_action() -> Json:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,29 @@ class Gateway:
             for host in cluster.get("host_statuses", [])
         ]
         return {address_of(host): _figures(host) for host in hosts}
+
+    def durations_ms(self, model: str, generation: int, *, mirrored: bool) -> Counter[float] | None:
+        """How often the answers of one cluster took how long, in milliseconds, since Envoy began; None if it does not
+        answer.
+
+        Envoy rounds to two digits, and brings its figures up to date every `STATS_FLUSH_S`.
+
+        Args:
+            mirrored: those to copies of requests, which no log holds; otherwise those to clients and probes.
+        """
+        origin = "internal" if mirrored else "external"
+        place = re.escape(config.stat_name(model, generation))
+        pattern = rf"^cluster\.{place}\.{origin}\.upstream_rq_time$"
+        parameters = {"format": "json", "filter": pattern, "histogram_buckets": "detailed"}
+        answer = self._ask("/stats", parameters)
+        if answer is None:
+            return None
+        found: Counter[float] = Counter()
+        for stat in answer.get("stats", []):
+            for histogram in stat.get("histograms", {}).get("details", []):
+                for bucket in histogram["totals"]:
+                    found[bucket["lower_bound"] + bucket["width"] / 2] += bucket["count"]
+        return found
 
     def active_addresses(self, model: str) -> set[str]:
         """Where something of a model is being answered now, whichever of its clusters it came by."""

@@ -129,7 +129,7 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
     with fleet.files.lock():
         model = fleet.files.get(spec.name)
         before = running_rollout(model)
-        model = superseding(model)
+        model = superseding(model).changed(shadow=0)
         rollout = Rollout(
             generation=model.generation,
             request_id=spec.request_id,

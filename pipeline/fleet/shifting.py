@@ -6,9 +6,11 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from pipeline.contracts import recipe as recipes
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import IntegrityError, ReplicaFailed
 from pipeline.fleet.analysis.comparison import Comparison
@@ -19,6 +21,8 @@ from pipeline.fleet.state import ModelFleet, said
 from pipeline.fleet.watching import Seen, Trial, Watch
 
 Outcome = Literal["healthy", "unhealthy"]
+SHADOW = "shadow"
+"""Among the rollout's phases once it was looked at as a shadow."""
 HELD_POLL_S = 0.5
 """While the rollout is paused before its first step."""
 
@@ -41,7 +45,7 @@ def shift(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
 def _without_canary(generation: int, reason: str, model: ModelFleet) -> ModelFleet:
     """All traffic on what is serving."""
     weights = {model.serving.deployment: 100} if model.serving else {}
-    return with_phase(model.changed(weights=weights), generation, "shift", **ended("failed", reason))
+    return with_phase(model.changed(weights=weights, shadow=0), generation, "shift", **ended("failed", reason))
 
 
 def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
@@ -52,9 +56,16 @@ def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if model.canary is None or "shift" in rollout.phases:
         return _result(spec, model, outcome="healthy", reason="all traffic is on it already")
     registered = fleet.registry.get(spec.name, rollout.version)
-    steps = (100,) if _goes_at_once(fleet, model) else registered.recipe.rollout.steps
+    at_once = _goes_at_once(fleet, model)
+    steps = (100,) if at_once else registered.recipe.rollout.steps
     trial = Trial.of(fleet, registered, watch=rollout.watches + 1)
     index = min(rollout.step, len(steps) - 1)
+    shadow = trial.settings.shadow
+    is_new = SHADOW not in rollout.phases and not model.weights.get(model.canary.deployment)
+    if shadow and is_new and not at_once:
+        seen = _look_at_shadow(spec, fleet, trial, shadow)
+        if seen.finding != "healthy":
+            return _result(spec, fleet.files.get(spec.name), outcome="unhealthy", reason=seen.reason, seen=seen)
     _first_weight(spec, fleet, index=index, weight=steps[index])
     while True:
         fleet.say(f"{steps[index]} % of the traffic: watching for {trial.settings.step_s:g} s or so")
@@ -73,6 +84,27 @@ def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
             continue
 
 
+def _look_at_shadow(spec: RolloutSpec, fleet: Fleet, trial: Trial, shadow: recipes.Shadow) -> Seen:
+    """Copies of clients' requests go to the canary, and its answers are thrown away. Done once a rollout."""
+
+    def mirror(model: ModelFleet) -> ModelFleet:
+        if model.canary is None:
+            raise Superseded
+        if required_rollout(model, spec.generation).paused and model.shadow != shadow.percent:
+            raise Held
+        return model.changed(shadow=shadow.percent)
+
+    _once_free(spec, fleet, lambda: fleet.change(spec.name, spec.generation, mirror))
+    fleet.say(f"copies of {shadow.percent} % of the traffic: watching for {shadow.seconds:g} s or so")
+    seen = _look(spec, fleet, replace(trial, settings=trial.settings.model_copy(update={"step_s": shadow.seconds})), 0)
+    fleet.say(f"as a shadow it is {seen.finding}: {seen.reason}; {_who_asked(seen)}")
+    if seen.finding == "healthy":
+        fleet.change(
+            spec.name, spec.generation, lambda model: with_phase(model.changed(shadow=0), spec.generation, SHADOW)
+        )
+    return seen
+
+
 def _look(spec: RolloutSpec, fleet: Fleet, trial: Trial, index: int) -> Seen:
     """One step, for as long as the rollout is paused. A bad canary loses its traffic before anything else is done."""
     told = -math.inf
@@ -88,7 +120,8 @@ def _look(spec: RolloutSpec, fleet: Fleet, trial: Trial, index: int) -> Seen:
     with Watch.open(fleet, _begin_watch(spec, fleet), trial, step=index) as watch:
         seen = watch.observe(held)
         if seen.finding != "healthy":
-            _take_back(spec, fleet, f"at {watch.evidence.weight} % of the traffic: {seen.reason}", seen)
+            place = "as a shadow" if watch.model.shadow else f"at {watch.evidence.weight} % of the traffic"
+            _take_back(spec, fleet, f"{place}: {seen.reason}", seen)
     return seen
 
 
@@ -110,10 +143,15 @@ def _who_asked(seen: Seen) -> str:
 
 def _first_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> ModelFleet:
     """Where the steps begin, once nobody holds the rollout. A weight that is set already is no move."""
+    return _once_free(spec, fleet, lambda: _set_weight(spec, fleet, index=index, weight=weight))
+
+
+def _once_free(spec: RolloutSpec, fleet: Fleet, move: Callable[[], ModelFleet]) -> ModelFleet:
+    """Moves as soon as nobody holds the rollout."""
     told = False
     while True:
         try:
-            return _set_weight(spec, fleet, index=index, weight=weight)
+            return move()
         except Held:
             paused = fleet.paused(spec.name, spec.generation)
             if paused and not told:
@@ -154,7 +192,7 @@ def _set_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> 
         if rollout.paused and weights != model.weights:
             raise Held
         rollout = rollout.model_copy(update={"step": index})
-        return model.changed(weights=weights).with_rollout(rollout)
+        return model.changed(weights=weights, shadow=0).with_rollout(rollout)
 
     return fleet.change(spec.name, spec.generation, move)
 
@@ -165,7 +203,7 @@ def _take_back(spec: RolloutSpec, fleet: Fleet, reason: str, seen: Seen) -> Mode
     def take_back(model: ModelFleet) -> ModelFleet:
         weights = {model.serving.deployment: 100} if model.serving else {}
         found = {"comparisons": seen.comparisons, **ended("failed", reason)}
-        return with_phase(model.changed(weights=weights), spec.generation, "shift", **found)
+        return with_phase(model.changed(weights=weights, shadow=0), spec.generation, "shift", **found)
 
     return fleet.change(spec.name, spec.generation, take_back)
 

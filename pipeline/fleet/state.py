@@ -146,6 +146,8 @@ class ModelFleet(Contract):
     """What `serving` replaced, as long as its replicas are warm."""
     weights: dict[int, int] = Field(default_factory=dict)
     """Per cent of the traffic by deployment; they add up to 100 or there are none."""
+    shadow: int = 0
+    """Per cent of clients' requests of which the canary gets a copy; its answers are thrown away."""
     deployments: tuple[Deployment, ...] = ()
     history: tuple[Rollout, ...] = ()
     """The last rollouts, oldest first."""

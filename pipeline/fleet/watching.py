@@ -7,6 +7,7 @@ what it should answer is found and both are asked the same at the same time.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -82,6 +83,8 @@ class Watch:
     evidence: Evidence
     counted: dict[Side, dict[str, Counts]] = field(default_factory=dict)
     """What the gateway's figures of each replica were when last looked at."""
+    durations_ms: dict[Side, Counter[float]] = field(default_factory=dict)
+    """Of a shadow: how long answers took by the gateway's figures when last looked at."""
     began: float = field(default_factory=time.monotonic)
     began_at: float = field(default_factory=time.time)
 
@@ -202,6 +205,9 @@ class Watch:
         self._read_log()
 
     def _read_log(self) -> None:
+        if self.model.shadow:
+            self._read_copies()
+            return
         self.access_log.read()
         for side, deployment in self._sides():
             generation = str(deployment.generation)
@@ -210,6 +216,23 @@ class Watch:
             self.evidence.add(side, "clients", "end-to-end latency", self.access_log.durations_s.get(generation, ()))
             self.evidence.add(side, "clients", "time to first token", self.access_log.first_bytes_s.get(generation, ()))
         self.access_log.forget()
+
+    def _read_copies(self) -> None:
+        """What the canary answered to copies, which no log holds, and the stable version to their originals."""
+        for side, deployment in self._sides():
+            mirrored = side == "canary"
+            now = self.fleet.gateway.durations_ms(self.model.name, deployment.generation, mirrored=mirrored)
+            if now is None:
+                continue
+            before = self.durations_ms.get(side)
+            self.durations_ms[side] = now
+            if before is None:
+                continue
+            grown = now if now.total() < before.total() else now - before  # a gateway that began anew counts from 0
+            if mirrored:
+                self.evidence.client_requests += grown.total()
+            times_s = (ms / 1000 for ms in grown.elements())
+            self.evidence.add(side, "clients", "end-to-end latency", times_s)
 
     def _sides(self) -> list[tuple[Side, Deployment]]:
         stable: list[tuple[Side, Deployment]] = [("stable", self.stable)] if self.stable else []
