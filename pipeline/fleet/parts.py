@@ -113,7 +113,9 @@ class Fleet:
         if not unwanted:
             return
         gone = {deployment.generation for deployment in unwanted}
-        self.leave(name, generation, {replica.id for deployment in unwanted for replica in deployment.replicas})
+        leaving = {replica.id for deployment in unwanted for replica in deployment.replicas}
+        if leaving:
+            self.leave(name, generation, leaving)
         self.change(
             name,
             generation,

@@ -25,7 +25,7 @@ DEADLINES_S = {
     "start_canary": 3600.0,
     "shift": 366 * 86400.0,
     "promote": 900.0,
-    "roll_back": 900.0,
+    "roll_back": 3600.0,
     "retire": 24 * 3600.0,
 }
 """Nets below the limits that the recipe sets (ready_timeout_s, step_s, keep_warm_s), which the phases keep themselves.
