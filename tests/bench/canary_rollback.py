@@ -32,8 +32,9 @@ def main() -> None:
         rig = Rig(Path(folder), quiet=True)
         rig.up()
         try:
-            rig.registry.configure(replicas=1, steps=[50, 100], step_s=60.0, min_requests=10)
+            rig.registry.configure(replicas=1)
             rig.roll_out("1")
+            rig.registry.configure(steps=[50, 100], step_s=60.0, min_requests=10)
             found = [measure(rig, str(number)) for number in range(2, 2 + times)]
         finally:
             rig.supervisor.stop()
