@@ -247,8 +247,17 @@ def conclude(comparisons: tuple[Comparison, ...], *, policy: recipes.OnUndecided
 
 
 def summary(comparisons: tuple[Comparison, ...]) -> str:
-    """The errors and the medians in one line."""
-    return "; ".join(found.describe() for found in comparisons if _is_needed(found))
+    """The errors, the medians and the score in one line, without their intervals."""
+    return "; ".join(_briefly(found) for found in comparisons if _is_told(found)) or "nothing was seen"
+
+
+def _is_told(found: Comparison) -> bool:
+    return found.canary is not None and (found.limit == "max_score_drop" or _is_needed(found))
+
+
+def _briefly(found: Comparison) -> str:
+    sides = " against ".join(f"{side:.3g}" for side in (found.canary, found.stable) if side is not None)
+    return f"{found.measure} {sides} {found.unit} of {found.num_canary}"
 
 
 def figures(seen: Evidence, comparisons: tuple[Comparison, ...]) -> dict[str, float | int | str]:
