@@ -11,6 +11,7 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.configuration import conf
 from fastapi import Depends, HTTPException, Request, status
 
 from slipway_airflow.triggers.champion import DAG_ID
@@ -37,11 +38,12 @@ def from_our_page(request: Request) -> None:
         HTTPException: 403, it does not come from the page.
     """
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "same-origin")
+    ours = {request.headers.get("host"), urlsplit(conf.get("api", "base_url", fallback="")).netloc}
     if request.headers.get(PRESS_HEADER) != "1":
         raise HTTPException(
             status.HTTP_403_FORBIDDEN, f"the header {PRESS_HEADER}: 1 is missing: use the page's buttons"
         )
-    if site != "same-origin" or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
+    if site != "same-origin" or (origin is not None and urlsplit(origin).netloc not in ours):
         raise HTTPException(
             status.HTTP_403_FORBIDDEN,
             f"the request comes from {origin or site}, expected a page of {request.headers.get('host')}: open the page"

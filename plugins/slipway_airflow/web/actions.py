@@ -2,7 +2,7 @@
 
 They run in Airflow's API server, not as a DAG run: a bad version is to be gone within a second, and whoever presses is
 to be told at once what came of it. This module alone may use the fleet's and the registry's write side
-(docs/adr/0187). It is imported when somebody presses for the first time.
+(docs/adr/0187). It is imported when somebody who may press looks at the page for the first time.
 """
 
 from pipeline.errors import SpecError
@@ -12,6 +12,11 @@ from pipeline.registry.models import Registry
 from pipeline.registry.promotion import promote_by_hand
 from pipeline.stack.layout import Layout
 from slipway_airflow.web.presses import Press
+
+
+def make_ready() -> None:
+    """Imports what a press needs, MLflow's client above all, which takes seconds: before somebody is in a hurry."""
+    from mlflow import MlflowClient  # noqa: F401 - its import is what takes the time
 
 
 def perform(layout: Layout, press: Press, *, by: str) -> str:

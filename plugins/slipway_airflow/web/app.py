@@ -48,6 +48,7 @@ def make_app() -> FastAPI:
     configured = settings.load()
     app = FastAPI(title="Slipway's fleet", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.layout = Layout(configured.home_path)
+    app.state.making_ready = None
     app.state.registry = RegistryReader(configured.tracking_uri, configured.tracking_login)
     app.middleware("http")(_add_headers)
     app.exception_handler(SlipwayError)(_refuse)
@@ -102,14 +103,23 @@ async def fleet(request: Request, user: access.User) -> views.FleetPage:
         mlflow_url=ports.public_url("mlflow") if ports else settings.load().tracking_uri,
         run_ids=await asyncio.to_thread(runs_there_are, asked),
     )
+    may_press = await asyncio.to_thread(access.may_press, user)
+    if may_press and request.app.state.making_ready is None:
+        request.app.state.making_ready = asyncio.create_task(asyncio.to_thread(_make_ready))
     return views.fleet_page(
         seen,
         aliases,
         links,
         user=user.get_name(),
-        may_press=await asyncio.to_thread(access.may_press, user),
+        may_press=may_press,
         gateway_url=ports.public_url("gateway") if ports else None,
     )
+
+
+def _make_ready() -> None:
+    from slipway_airflow.web import actions
+
+    actions.make_ready()
 
 
 async def versions(request: Request, model: Annotated[str, Query(min_length=1, max_length=200)]) -> list[Choice]:

@@ -118,7 +118,8 @@ function underWay({ rollout, judgement, versions }) {
 
 function judged(judgement) {
   const against = judgement.stable_version ? `version ${judgement.version} against ${judgement.stable_version}` : `version ${judgement.version}`;
-  const seen = `${judgement.client_requests} requests of clients and ${judgement.probes} probes`;
+  const probes = judgement.probes === 1 ? "1 probe" : `${judgement.probes} probes`;
+  const seen = `${judgement.client_requests} requests of clients and ${probes}`;
   return h(
     "div",
     { class: "judgement" },
