@@ -285,9 +285,12 @@ def endpoints(model: str, deployment: Deployment, fallback: Deployment | None) -
 
 
 def _endpoint(replica: Replica) -> Json:
-    """One that is leaving stays known until it has finished, so that its streams can be counted."""
+    """One that is leaving stays known until it has finished, so that its streams can be counted; one that is put aside
+    is given nothing new, and finishes what it has begun."""
     found: Json = {"endpoint": {"address": address(replica.host, replica.port)}}
-    return found if replica.use == "serving" else {**found, "health_status": "DRAINING"}
+    if replica.use != "serving":
+        return {**found, "health_status": "DRAINING"}
+    return found if replica.aside is None else {**found, "health_status": "UNHEALTHY"}
 
 
 def fallback_of(model: ModelFleet, deployment: Deployment) -> Deployment | None:

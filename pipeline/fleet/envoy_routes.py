@@ -5,6 +5,7 @@ between its deployments by weight. Moving traffic changes nothing but this table
 """
 
 import json
+import re
 
 from pipeline.fleet.doors import filters as doors
 from pipeline.fleet.doors.clients import Client
@@ -27,6 +28,9 @@ CANARY_HEADER = "x-slipway-canary"
 """Counts from clients that may choose. The gateway writes `x-client-id` itself, from the key."""
 SESSION_HEADER = "x-slipway-session"
 """Requests that name the same session stay on one version while the weights rise."""
+ANSWERS = r"(application/json|text/event-stream)(;.*)?"
+"""The types of every answer of a replica. One of another type, or of a version that is not served, is no answer, and
+is tried again on another replica."""
 RETRIED_STATUS = (500, 503)
 """What a replica answers that has failed or is about to end. Tried again on another one, so that a bad canary's
 errors are counted against it and yet reach no client while the stable version can answer."""
@@ -103,7 +107,7 @@ def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROB
     for word, side in (("always", model.canary), ("never", model.serving)):
         if side is not None:
             headers = [_one_of(doors.CLIENT_HEADER, choosers), _header(CANARY_HEADER, word)]
-            action = {"cluster": cluster_name(model.name, side.deployment), **_route_action()}
+            action = {"cluster": cluster_name(model.name, side.deployment), **_route_action(model)}
             routes.append({"match": _with_model(path, model.name, headers), "route": action})
     clusters = [
         {"name": cluster_name(model.name, generation), "weight": weight}
@@ -113,7 +117,7 @@ def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROB
     action = {
         "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
         "hash_policy": [{"header": {"header_name": SESSION_HEADER}}],
-        **_route_action(),
+        **_route_action(model),
         **_mirror(model),
     }
     return [*routes, {"match": _with_model(path, model.name), "route": action}]
@@ -128,17 +132,19 @@ def _mirror(model: ModelFleet) -> Json:
     return {"request_mirror_policies": [{"cluster": cluster, "runtime_fraction": {"default_value": share}}]}
 
 
-def _route_action() -> Json:
+def _route_action(model: ModelFleet) -> Json:
     """No deadline on a stream that flows; a retry on another host for what has not begun to answer.
 
     `reset` may run a request twice: generating a completion again does no harm.
     """
+    versions = sorted({re.escape(deployment.version) for deployment in model.deployments if deployment.routed})
     return {
         "timeout": "0s",
         "idle_timeout": "300s",
         "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes,retriable-headers",
             "retriable_status_codes": list(RETRIED_STATUS),
+            "retriable_headers": [_unlike("x-slipway-version", "|".join(versions)), _unlike("content-type", ANSWERS)],
             "num_retries": 3,
             "per_try_idle_timeout": "120s",
             "host_selection_retry_max_attempts": 5,
@@ -155,6 +161,12 @@ def _route_action() -> Json:
             "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
         },
     }
+
+
+def _unlike(name: str, pattern: str) -> Json:
+    """Matches a header that is missing, or anything but `pattern`."""
+    value = {"safe_regex": {"regex": pattern}}
+    return {"name": name, "string_match": value, "invert_match": True, "treat_missing_header_as_empty": True}
 
 
 def _exactly(path: str, method: str) -> Json:

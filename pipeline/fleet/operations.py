@@ -222,7 +222,7 @@ def _on_trial(model: ModelFleet) -> str | None:
 
 def _is_well(gateway: Gateway, deployment: Deployment) -> bool:
     health = gateway.healthy() or {}
-    well = [health.get(replica.address, False) for replica in deployment.serving]
+    well = [health.get(replica.address, False) for replica in deployment.trusted]
     return deployment.routed and bool(well) and all(well)
 
 

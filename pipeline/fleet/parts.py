@@ -93,9 +93,9 @@ class Fleet:
         return required_rollout(model, generation).paused
 
     def all_healthy(self, deployment: Deployment) -> bool:
-        """Whether the gateway sees every serving replica of it answering its health check."""
+        """Whether the gateway sees every serving replica of it that is not put aside answering its health check."""
         health = self.gateway.healthy() or {}
-        return bool(deployment.serving) and all(health.get(replica.address, False) for replica in deployment.serving)
+        return bool(deployment.trusted) and all(health.get(replica.address, False) for replica in deployment.trusted)
 
     def settled(self, deployment: Deployment, timeout_s: float) -> bool:
         """Whether it is alive and becomes healthy in time: after a restart of the machine, say. The gateway notices

@@ -30,6 +30,15 @@ MAX_HISTORY = 50
 ADMIN_TIMEOUT_S = 2.0
 
 
+class Aside(Contract):
+    """Why a replica is given nothing for now (`pipeline.fleet.replica_guard`)."""
+
+    kind: Literal["hung", "crashing", "wrong", "slow"]
+    reason: str
+    since: float
+    """Unix time."""
+
+
 class Replica(Contract):
     """One process that serves one version."""
 
@@ -41,6 +50,7 @@ class Replica(Contract):
     use: Literal["serving", "starting", "leaving"] = "serving"
     """starting: the gateway is not told of it yet. leaving: the gateway gives it nothing new, and it finishes what it
     has begun before it is ended."""
+    aside: Aside | None = None
 
     @property
     def address(self) -> str:
@@ -71,6 +81,11 @@ class Deployment(Contract):
     def is_short(self) -> bool:
         """Whether it lacks replicas that it should have."""
         return len(self.serving) < self.num_wanted
+
+    @property
+    def trusted(self) -> tuple[Replica, ...]:
+        """Those of them that are not put aside."""
+        return tuple(replica for replica in self.serving if replica.aside is None)
 
     def using(self, use: str, ids: Container[str] | None = None) -> "Deployment":
         """The same deployment with `use` for the replicas `ids`, or for all of them."""
@@ -185,7 +200,7 @@ class ModelFleet(Contract):
     def replica_weight(self, deployment: Deployment) -> float:
         """Per cent of the traffic that each serving replica of `deployment` takes when all are healthy."""
         share = self.weights.get(deployment.generation, 0)
-        return round(share / len(deployment.serving), 2) if deployment.serving else 0.0
+        return round(share / len(deployment.trusted), 2) if deployment.trusted else 0.0
 
 
 def models_path(home_path: Path) -> Path:
@@ -232,6 +247,7 @@ class ReplicaView(Contract):
     """See `Replica.use`."""
     weight: float
     """Per cent of the model's traffic."""
+    aside: Aside | None = None
 
 
 class ModelView(Contract):
@@ -324,5 +340,6 @@ def _replica_view(
         port=replica.port,
         healthy=None if known is None else known.get(replica.address, False),
         use=replica.use,
-        weight=model.replica_weight(deployment) if replica.use == "serving" else 0.0,
+        weight=model.replica_weight(deployment) if replica in deployment.trusted else 0.0,
+        aside=replica.aside,
     )

@@ -105,11 +105,12 @@ class Stack:
         return self.supervisor.states()
 
     def _up_gateway(self, say: Say) -> None:
-        from pipeline.fleet import epochs, exporter, gateway
+        from pipeline.fleet import epochs, exporter, gateway, replica_guard
         from pipeline.fleet.doors import keeper
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
+        self._put(replica_guard.program(self.layout))
         self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
         self._put(keeper.program(self.layout))
         say(GATEWAY, "ready")

@@ -25,7 +25,10 @@ OWN = {
     "metrics": "http://metrics:9905/metrics",
 }
 """Service to what it answers itself."""
-ALIVE = {"doors": Path("/var/lib/slipway/fleet/doors/alive")}
+ALIVE = {
+    "doors": Path("/var/lib/slipway/fleet/doors/alive"),
+    "replica-guard": Path("/var/lib/slipway/fleet/replica-guard.alive"),
+}
 """Service to the file that it touches several times a second."""
 MAX_SILENCE_S = 60.0
 HEARTBEATS = {

@@ -2,7 +2,8 @@
 
     python -m pipeline.stack.in_compose SERVICE [ARGUMENTS …]
 
-SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway`, `doors` or `metrics`;
+SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway`, `doors`, `metrics` or
+`replica-guard`;
 `airflow ARGUMENTS` runs any of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store.
 Reads the folder SLIPWAY_SECRETS. A secret reaches a program through its environment or a file in memory, never through
 its command line; what `docker inspect` shows holds none.
@@ -69,6 +70,7 @@ def prepare(service: str, arguments: tuple[str, ...], configured: Settings) -> R
         "gateway": lambda: gateway(configured),
         "doors": lambda: doors(configured),
         "metrics": lambda: Run((sys.executable, "-m", "pipeline.fleet.exporter")),
+        "replica-guard": lambda: Run((sys.executable, "-m", "pipeline.fleet.replica_guard", str(configured.home_path))),
         "run": lambda: Run(arguments, client_variables(configured)),
     }
     if service not in known or (service in ("airflow", "run") and not arguments):

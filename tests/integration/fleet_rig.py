@@ -20,12 +20,12 @@ from pipeline.contracts.base import ArtifactRef, ModelRef
 from pipeline.contracts.recipe import Recipe
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import DataError
-from pipeline.fleet import gateway
+from pipeline.fleet import gateway, replica_guard
 from pipeline.fleet.local_replicas import LocalReplicas
 from pipeline.fleet.parts import Fleet
 from pipeline.fleet.replicas import Replicas
 from pipeline.fleet.rollout import run_phase
-from pipeline.fleet.state import ModelFleet
+from pipeline.fleet.state import ModelFleet, Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.registry.locks import file_lock
 from pipeline.registry.models import RegisteredVersion
@@ -183,6 +183,14 @@ class Rig:
         fresh = folder / f".{version}"
         fresh.write_text(json.dumps(manners))
         fresh.replace(folder / f"{version}.json")
+
+    def misbehave(self, replica: Replica, **manners: object) -> None:
+        """This replica alone, on top of what its version does."""
+        self.behave(f"port-{replica.port}", **manners)
+
+    def guard(self) -> None:
+        """Lets bad replicas be put aside."""
+        self.supervisor.put(replica_guard.program(self.layout))
 
     def state(self, name: str = MODEL) -> ModelFleet:
         return self.fleet.files.get(name)

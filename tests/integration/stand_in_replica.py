@@ -4,7 +4,7 @@ Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
 
     {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20,
-     "chunk_s": 0.1, "answers": {"a prompt": "its answer"}, "accuracy": 0.9, "echo": true}
+     "chunk_s": 0.1, "answers": {"a prompt": "its answer"}, "accuracy": 0.9, "echo": true, "says": "9", "rubbish": true}
 
 With `echo` the answer's text is the request as the replica saw it.
 """
@@ -25,11 +25,23 @@ from pipeline.fleet.replica_middleware import Version
 from pipeline.fleet.replica_usage import Usage
 
 BEHAVIOUR_PATH = Path(sys.argv[2])
+OWN_PATH = BEHAVIOUR_PATH.with_name(f"port-{sys.argv[1]}.json")
+"""Of this replica alone."""
 METRICS = Metrics()
 
 
 def behaviour() -> dict[str, Any]:
-    return json.loads(BEHAVIOUR_PATH.read_bytes()) if BEHAVIOUR_PATH.exists() else {}
+    paths = [path for path in (BEHAVIOUR_PATH, OWN_PATH) if path.exists()]
+    return {key: value for path in paths for key, value in json.loads(path.read_bytes()).items()}
+
+
+class Manners(Version):
+    """Says what the behaviour file wants it to say."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        says = behaviour().get("says", os.environ["SLIPWAY_REPLICA_VERSION"])
+        self.headers = [(name, says.encode() if name == b"x-slipway-version" else v) for name, v in self.headers]
+        await super().__call__(scope, receive, send)
 
 
 async def answer(send: Any, status: int, body: dict[str, Any]) -> None:
@@ -121,6 +133,8 @@ async def complete(scope: Any, receive: Any, send: Any, manners: dict[str, Any])
     METRICS.times_s[TTFT].append(time.monotonic() - began)
     if random.random() < manners.get("error_rate", 0.0):
         await answer(send, manners.get("status", 500), {"error": {"message": "told to fail"}})
+    elif manners.get("rubbish"):
+        await answer(send, 200, {"weather": "fine"})
     elif request.get("stream"):
         await stream(send, request, manners)
     else:
@@ -137,4 +151,4 @@ if __name__ == "__main__":
         sys.exit("told to crash")
     if "claims" in manners:
         os.environ["SLIPWAY_REPLICA_VERSION"] = manners["claims"]
-    uvicorn.run(Version(Usage(app)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    uvicorn.run(Manners(Usage(app)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")

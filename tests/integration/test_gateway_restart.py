@@ -124,6 +124,7 @@ def test_an_unchanged_gateway_is_left_alone_and_a_changed_bootstrap_takes_over(r
     assert after.number > before.number
 
 
+@pytest.mark.drill
 def test_an_epoch_that_does_not_come_up_leaves_the_one_before_alone(rig: Rig) -> None:
     """It is not tried again until something else is wanted."""
     before, wanted = running(rig), epochs.read_wanted(rig.gateway.folder)

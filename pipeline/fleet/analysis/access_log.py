@@ -34,7 +34,7 @@ class AccessLog:
 
     def read(self) -> None:
         """Takes in what was written since."""
-        for line in self._lines():
+        for line in self.lines():
             generation = line.get("generation")
             if line.get("model") != self.model or not generation or line.get("client") == self.without:
                 continue
@@ -51,8 +51,8 @@ class AccessLog:
         """What was taken in so far: for a reader that has made use of it."""
         self.num_requests, self.durations_s, self.first_bytes_s = {}, {}, {}
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Whole lines alone: one that is still being written is left for later."""
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Each line once, as soon as it is whole: one that is still being written is left for later."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:

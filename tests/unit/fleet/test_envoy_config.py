@@ -5,7 +5,7 @@ import json
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet.doors.clients import Client
 from pipeline.fleet.envoy_routes import COMPLETION_PATHS, PROBE_CLIENT, model_routes, route_table
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
+from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica, Served
 
 DIGEST = "0" * 64
 CLIENTS = (
@@ -85,3 +85,24 @@ def test_the_last_route_refuses_everything_else() -> None:
     """Whatever the method."""
     last = routes({"m": MODEL})[-1]
     assert (last["match"], last["direct_response"]["status"]) == ({"prefix": "/"}, 404)
+
+
+def test_a_replica_that_is_put_aside_is_given_nothing_and_not_removed() -> None:
+    """So that it may finish what it has begun."""
+    good, bad = Replica(id="a", port=1), Replica(id="b", port=2, aside=Aside(kind="slow", reason="slow", since=1.0))
+    two = deployment(1, 1).model_copy(update={"replicas": (good, bad)})
+    found = config.endpoints("m", two, None)["endpoints"][0]["lb_endpoints"]
+    assert [endpoint.get("health_status") for endpoint in found] == [None, "UNHEALTHY"]
+    assert two.trusted == (good,)
+    assert MODEL.replica_weight(two) == 75.0
+
+
+def test_an_answer_of_a_version_that_the_gateway_does_not_know_is_tried_again() -> None:
+    """Both versions of a rollout are known; a name is taken literally."""
+    odd = MODEL.with_deployment(deployment(2, 1002).model_copy(update={"version": "2.0"}))
+    policy = model_routes("/v1/completions", odd)[-1]["route"]["retry_policy"]
+    version, kind = policy["retriable_headers"]
+    assert version["name"] == "x-slipway-version"
+    assert version["string_match"] == {"safe_regex": {"regex": r"1|2\.0"}}
+    assert kind["invert_match"]
+    assert "retriable-headers" in policy["retry_on"]

@@ -1,0 +1,111 @@
+"""What is wrong with one of several replicas of a version, judged from looks at it and from what clients got. Pure.
+
+Envoy itself tries a request again elsewhere that a replica refuses, resets or answers with 5xx, and ejects who does so
+again and again. Here is what it cannot see: a process that stands still, comes and goes, answers as something else,
+or is much slower than its like.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Literal
+
+Outcome = Literal["well", "hung", "away", "wrong"]
+Kind = Literal["hung", "crashing", "wrong", "slow"]
+
+HUNG_LOOKS = 3
+"""In a row without an answer, until it is put aside, which does no harm if others are well."""
+KILL_LOOKS = 6
+"""In a row without an answer, until it is killed, so that what it has taken is tried again on another."""
+KILL_ALONE_LOOKS = 20
+"""As long as that where too few others are well: a machine that is too busy makes all of them look hung."""
+NUM_CRASHES, CRASH_WINDOW_S = 3, 60.0
+SLOW_RATIO, SLOW_BY_S, SLOW_MIN_REQUESTS, SLOW_WINDOW_S = 3.0, 0.25, 8, 30.0
+"""A median so many times, and by so much, above that of the others, over so many requests of each side."""
+WELL_S: dict[Kind, float] = {"hung": 2.0, "crashing": 30.0, "wrong": 6.0, "slow": 60.0}
+"""How long it must have been well without a break until it is used again."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One question to one replica."""
+
+    at: float
+    """Seconds, monotonic."""
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why a replica should be put aside."""
+
+    kind: Kind
+    reason: str
+
+
+@dataclass
+class History:
+    """What is known of one replica."""
+
+    looks: deque[Look] = field(default_factory=lambda: deque(maxlen=200))
+    latencies_s: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2000))
+    """Of answers with status 200 that no other replica was asked for before: when (monotonic), and how long."""
+
+    def hung_looks(self) -> int:
+        """The last ones in a row that had no answer."""
+        return _last_in_a_row(self.looks, "hung")
+
+    def well_s(self, now: float) -> float:
+        """For how long every look has been well."""
+        bad = [look.at for look in self.looks if look.outcome != "well"]
+        since = max(bad) if bad else (self.looks[0].at if self.looks else now)
+        return now - since
+
+    def recent_s(self, now: float) -> list[float]:
+        """Latencies of the last while."""
+        return [latency for at, latency in self.latencies_s if now - at <= SLOW_WINDOW_S]
+
+
+def finding(history: History, others: list[History], now: float) -> Finding | None:
+    """What is wrong with it; None if nothing is."""
+    looks = history.looks
+    if history.hung_looks() >= HUNG_LOOKS:
+        return Finding("hung", f"it has not answered {history.hung_looks()} questions in a row")
+    if looks and looks[-1].outcome == "wrong":
+        return Finding("wrong", looks[-1].detail)
+    recent = [look.outcome for look in looks if now - look.at <= CRASH_WINDOW_S]
+    crashes = sum(before != "away" and after == "away" for before, after in pairwise(recent))
+    if crashes >= NUM_CRASHES:
+        return Finding("crashing", f"it was gone {crashes} times in {CRASH_WINDOW_S:g} s")
+    return _slow(history.recent_s(now), [latency for other in others for latency in other.recent_s(now)])
+
+
+def _slow(own_s: list[float], others_s: list[float]) -> Finding | None:
+    if min(len(own_s), len(others_s)) < SLOW_MIN_REQUESTS:
+        return None
+    own, usual = median(own_s), median(others_s)
+    if own > SLOW_RATIO * usual and own > usual + SLOW_BY_S:
+        return Finding("slow", f"its answers take {own:.2f} s, those of the others {usual:.2f} s (medians)")
+    return None
+
+
+def may_leave(num_replicas: int, num_well: int) -> bool:
+    """Whether one of the `num_well` that are in use may be put aside: half of all must stay."""
+    return num_well - 1 >= math.ceil(num_replicas / 2)
+
+
+def should_be_killed(history: History, *, enough_others: bool) -> bool:
+    """Whether it has stood still for so long that waiting is worse."""
+    return history.hung_looks() >= (KILL_LOOKS if enough_others else KILL_ALONE_LOOKS)
+
+
+def _last_in_a_row(looks: deque[Look], outcome: Outcome) -> int:
+    count = 0
+    for look in reversed(looks):
+        if look.outcome != outcome:
+            break
+        count += 1
+    return count

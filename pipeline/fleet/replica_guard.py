@@ -1,0 +1,231 @@
+"""Puts bad replicas aside: `python -m pipeline.fleet.replica_guard HOME`, a supervised program.
+
+Asks every replica of what serves for its health each half second and for one token each few seconds, and reads from
+the gateway's access log how long clients waited. One that `replica_findings` finds bad is marked in the fleet's state,
+so that the gateway sends it nothing new; one that stands still is killed, one that answers as something else is ended
+after what it has begun, and the supervisor starts it again. It is used again once it has been well for a while. Never
+are more than half of a version's replicas put aside. Canaries are left to their rollout.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from pipeline import audit, settings
+from pipeline.errors import SlipwayError, TransientError
+from pipeline.fleet.analysis.access_log import AccessLog
+from pipeline.fleet.gateway import Gateway
+from pipeline.fleet.probes import Answer, ask
+from pipeline.fleet.replica_findings import WELL_S, Finding, History, Look, finding, may_leave, should_be_killed
+from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica
+from pipeline.settings import ROOT
+from pipeline.stack.layout import Layout
+from pipeline.stack.supervisor import Program, Supervisor
+
+PROGRAM = "replica-guard"
+EVERY_S = 0.5
+HEALTH_TIMEOUT_S = 1.5
+ASK_EVERY_S = 3.0
+ASK_TIMEOUT_S = 30.0
+THREADS = 32
+ALIVE_FILE = f"{PROGRAM}.alive"
+"""Touched after every look."""
+
+Restart = Callable[[str, bool], None]
+"""Ends the replica of that name, at once or after what it has begun; who hosts it starts it again."""
+
+
+def program(layout: Layout) -> Program:
+    """For the supervisor."""
+    return Program(
+        name=PROGRAM,
+        command=(sys.executable, "-m", "pipeline.fleet.replica_guard", str(layout.home_path)),
+        environment={"PYTHONPATH": str(ROOT)},
+        priority=110,
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A replica of what serves."""
+
+    model: str
+    deployment: Deployment
+    replica: Replica
+
+
+@dataclass
+class Guard:
+    """The program."""
+
+    layout: Layout
+    restart: Restart | None
+    """None where replicas are not this machine's processes."""
+    histories: dict[str, History] = field(default_factory=dict)
+    asked: dict[str, tuple[float, Future[Answer]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.gateway = Gateway(self.layout)
+        self.pool = ThreadPoolExecutor(THREADS)
+        self.log = AccessLog.from_now(self.gateway.access_log_path, "", without="")
+        self.client = httpx.Client(
+            timeout=HEALTH_TIMEOUT_S, trust_env=False, verify=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
+
+    def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                self.look()
+            except TransientError as error:
+                say(f"will try again: {error}")
+            (self.layout.fleet_path / ALIVE_FILE).touch()
+            time.sleep(EVERY_S)
+
+    def look(self) -> None:
+        """Asks every replica once, and does what follows from it."""
+        models = self.gateway.files.all().values()
+        serving = [(model, found) for model in models if (found := serving_deployment(model))]
+        targets = [Target(model.name, found, replica) for model, found in serving for replica in found.serving]
+        for gone in self.histories.keys() - {target.replica.id for target in targets}:
+            del self.histories[gone]
+        for target, look in zip(targets, self.pool.map(self._look_at, targets), strict=True):
+            self.histories.setdefault(target.replica.id, History()).looks.append(self._with_answer(target, look))
+        self._read_log({target.replica.address: target.replica.id for target in targets})
+        for model, found in serving:
+            self._judge(model, found)
+
+    def _look_at(self, target: Target) -> Look:
+        """Its health, and as what it answers."""
+        try:
+            answer = self.client.get(f"http://{target.replica.address}/health")
+        except httpx.TimeoutException:
+            return Look(time.monotonic(), "hung")
+        except httpx.HTTPError as error:
+            return Look(time.monotonic(), "away", f"{type(error).__name__}: {error}")
+        deployment = target.deployment
+        said = (answer.headers.get("x-slipway-version"), answer.headers.get("x-slipway-generation"))
+        if said != (deployment.version, str(deployment.generation)):
+            detail = f"it answers as version {said[0]} of generation {said[1]}, expected {deployment.version} of"
+            return Look(time.monotonic(), "wrong", f"{detail} {deployment.generation}")
+        return Look(time.monotonic(), "well" if answer.status_code == 200 else "away", f"HTTP {answer.status_code}")
+
+    def _with_answer(self, target: Target, look: Look) -> Look:
+        """The look, or, where the replica has meanwhile answered with something that is no completion, that."""
+        began, pending = self.asked.get(target.replica.id, (0.0, None))
+        if pending is not None and not pending.done():
+            return look
+        if look.at - began >= ASK_EVERY_S and look.outcome == "well":
+            self.asked[target.replica.id] = (look.at, self.pool.submit(_ask, target))
+        if pending is None or look.outcome != "well":
+            return look
+        answer = pending.result()
+        # Refusals and 5xx are Envoy's to count; a busy replica may be late.
+        is_wrong = answer.status == 200 and not answer.good
+        return Look(look.at, "wrong", answer.failure) if is_wrong else look
+
+    def _read_log(self, ids: dict[str, str]) -> None:
+        now = time.monotonic()
+        for line in self.log.lines():
+            replica = ids.get(line.get("upstream") or "")
+            alone = line.get("attempts") in (1, "1") and line.get("code") == 200
+            if replica and alone and line.get("duration_us") is not None:
+                self.histories[replica].latencies_s.append((now, line["duration_us"] / 1e6))
+
+    def _judge(self, model: ModelFleet, deployment: Deployment) -> None:
+        now = time.monotonic()
+        for replica in deployment.serving:
+            history = self.histories[replica.id]
+            others = [self.histories[other.id] for other in deployment.trusted if other.id != replica.id]
+            num_well = sum(bool(other.looks) and other.looks[-1].outcome == "well" for other in others)
+            found = finding(history, others, now)
+            enough = may_leave(len(deployment.serving), num_well + 1)
+            if replica.aside is not None:
+                if found is None and history.well_s(now) >= WELL_S[replica.aside.kind]:
+                    self._change(model, replica, None)
+            elif found is not None and enough:
+                self._change(model, replica, found)
+                if found.kind == "wrong":
+                    self._end(model, replica, at_once=False, reason=found.reason)
+            if should_be_killed(history, enough_others=enough):
+                self._end(
+                    model, replica, at_once=True, reason=f"no answer to {history.hung_looks()} questions in a row"
+                )
+                history.looks.clear()
+
+    def _change(self, model: ModelFleet, replica: Replica, found: Finding | None) -> None:
+        """Marks it in the state, and tells the gateway; under the lock, on what the state says now."""
+        with self.gateway.files.lock():
+            now = self.gateway.files.get(model.name)
+            deployment = serving_deployment(now)
+            known = deployment and next((kept for kept in deployment.replicas if kept.id == replica.id), None)
+            if deployment is None or known is None:
+                return
+            if found and not may_leave(len(deployment.serving), len(deployment.trusted)):
+                return
+            aside = Aside(kind=found.kind, reason=found.reason, since=time.time()) if found else None
+            changed = known.model_copy(update={"aside": aside})
+            replicas = tuple(changed if kept.id == replica.id else kept for kept in deployment.replicas)
+            self.gateway.files.write(now.with_deployment(deployment.model_copy(update={"replicas": replicas})))
+            self.gateway.apply()
+        if found and found.kind == "slow":
+            self.histories[replica.id].latencies_s.clear()
+        reason = found.reason if found else "it has been well again for a while"
+        self._note("replica-aside" if found else "replica-back", now, replica, reason)
+
+    def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> None:
+        if self.restart is None:
+            return
+        self.restart(replica.id, at_once)
+        self._note("replica-restarted", model, replica, reason)
+
+    def _note(self, action: str, model: ModelFleet, replica: Replica, reason: str) -> None:
+        say(f"{action} {replica.id}: {reason}")
+        version = model.serving.version if model.serving else None
+        details = {"replica": replica.id}
+        audit.record(
+            self.layout, action=action, actor=PROGRAM, model=model.name, version=version, reason=reason, details=details
+        )
+
+
+def serving_deployment(model: ModelFleet) -> Deployment | None:
+    """The replicas of what serves, once the gateway knows them."""
+    found = model.deployment(model.serving.deployment) if model.serving else None
+    return found if found and found.ready and found.routed else None
+
+
+def restart_local(supervisor: Supervisor) -> Restart:
+    """Of processes of this machine. The supervisor starts anew what ends without having been asked to."""
+    return lambda name, at_once: supervisor.signal(name, "SIGKILL" if at_once else "SIGTERM")
+
+
+def _ask(target: Target) -> Answer:
+    """For one token."""
+    with httpx.Client(base_url=f"http://{target.replica.address}", timeout=ASK_TIMEOUT_S, trust_env=False) as client:
+        return ask(client, target.model, "Hello", max_tokens=1)
+
+
+def say(message: str) -> None:
+    """Into the program's log."""
+    print(f"{PROGRAM}: {message}", flush=True)
+
+
+def main() -> int:
+    home = Layout(Path(sys.argv[1]))
+    configured = settings.load()
+    in_containers = configured.agent_path or configured.secrets_path
+    try:
+        Guard(home, None if in_containers else restart_local(Supervisor(home.home_path))).run()
+    except SlipwayError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
