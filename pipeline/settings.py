@@ -28,9 +28,11 @@
 | SLIPWAY_IMAGE           | none                       | name@sha256:id of the image that this process runs in     |
 | SLIPWAY_SIGNING_KEY     | the home's signing/key     | the private key of bundles, for who registers them        |
 | SLIPWAY_LOG_PROMPTS     | false                      | true: replicas log what clients ask and get               |
+| SLIPWAY_REGIONS         | one, then kept             | where replicas listen: name=address,…, the local first    |
 | SLIPWAY_PORT_<PART>     | a free one, then kept      | of AIRFLOW, MLFLOW, GATEWAY, GATEWAY_ADMIN or METRICS     |
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +96,8 @@ class Settings(BaseModel):
     """Of replicas that are started from now on; never of the gateway."""
     ports: dict[str, int] = {}
     """Part of the local stack to the port that the user wants for it."""
+    regions: dict[str, str] = {}
+    """Name to the address at which replicas listen there, in the order in which they are preferred."""
 
     @property
     def work_path(self) -> Path:
@@ -151,8 +155,22 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             for name, text in environ.items()
             if name.startswith(PORT_PREFIX) and text
         },
+        regions=_regions(environ.get("SLIPWAY_REGIONS") or ""),
         **_backend(environ),
     )
+
+
+def _regions(text: str) -> dict[str, str]:
+    """`west=127.0.0.1,east=127.0.0.2` as name to address."""
+    pairs = [part.strip().split("=") for part in text.split(",") if part.strip()]
+    regions = {pair[0]: pair[-1] for pair in pairs}
+    try:
+        addresses = {str(ipaddress.ip_address(address)) for address in regions.values()}
+    except ValueError:
+        addresses = set()
+    if any(len(pair) != 2 or not pair[0].isidentifier() for pair in pairs) or not len(pairs) == len(addresses):
+        raise SpecError(f"SLIPWAY_REGIONS is {text!r}, expected NAME=ADDRESS,… with a name and an IP address for each")
+    return regions
 
 
 def _backend(environ: Mapping[str, str]) -> dict[str, BackendName]:

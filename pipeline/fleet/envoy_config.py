@@ -269,7 +269,8 @@ def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool) -
 
 def endpoints(model: str, deployment: Deployment, fallback: Deployment | None) -> Json:
     """Where a deployment's replicas listen; `fallback`'s take over when none of them is healthy."""
-    tiers = [deployment] if fallback is None else [deployment, fallback]
+    deployments = [deployment] if fallback is None else [deployment, fallback]
+    tiers = [tier for found in deployments for tier in _by_region(found)]
     return {
         "@type": f"{API}.config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": cluster_name(model, deployment.generation),
@@ -277,11 +278,20 @@ def endpoints(model: str, deployment: Deployment, fallback: Deployment | None) -
         "endpoints": [
             {
                 "priority": priority,
-                "lb_endpoints": [_endpoint(replica) for replica in tier.replicas if replica.use != "starting"],
+                **({"locality": {"region": region}} if region else {}),
+                "lb_endpoints": [_endpoint(replica) for replica in tier if replica.use != "starting"],
             }
-            for priority, tier in enumerate(tiers)
+            for priority, (region, tier) in enumerate(tiers)
         ],
     }
+
+
+def _by_region(deployment: Deployment) -> list[tuple[str, list[Replica]]]:
+    """The replicas of each region, the preferred region first; the next takes over what it cannot take."""
+    found: dict[tuple[int, str], list[Replica]] = {}
+    for replica in deployment.replicas:
+        found.setdefault((replica.rank, replica.region), []).append(replica)
+    return [(region, found[rank, region]) for rank, region in sorted(found)]
 
 
 def _endpoint(replica: Replica) -> Json:

@@ -57,16 +57,12 @@ class LocalReplicas:
 
     supervisor: Supervisor
     engine: Engine
+    addresses: tuple[str, ...] = (LOOPBACK,)
+    """One for each region."""
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
-        """Loopback ports that nobody listens on now and that no other replica was given."""
-        found: list[Place] = []
-        for port in random.sample(PORTS, len(PORTS)):
-            if len(found) == count:
-                break
-            if Replica(id="", port=port).address not in taken and _is_free(port):
-                found.append((LOOPBACK, port))
-        return found
+        """At each address ports that nobody listens on now and that no other replica was given."""
+        return [place for address in self.addresses for place in _places_at(address, count, taken)]
 
     def put(self, plan: ReplicaPlan) -> None:
         self.supervisor.put(self.engine.program(plan))
@@ -96,10 +92,20 @@ def _held_bytes(pid: int) -> int:
     return held
 
 
-def _is_free(port: int) -> bool:
+def _places_at(address: str, count: int, taken: set[str]) -> list[Place]:
+    found: list[Place] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        if Replica(id="", host=address, port=port).address not in taken and _is_free(address, port):
+            found.append((address, port))
+    return found
+
+
+def _is_free(address: str, port: int) -> bool:
     with socket.socket() as probe:
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((address, port))
         except OSError:
             return False
     return True

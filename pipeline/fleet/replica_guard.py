@@ -141,9 +141,10 @@ class Guard:
         now = time.monotonic()
         for replica in deployment.serving:
             history = self.histories[replica.id]
-            others = [self.histories[other.id] for other in deployment.trusted if other.id != replica.id]
-            num_well = sum(bool(other.looks) and other.looks[-1].outcome == "well" for other in others)
-            found = finding(history, others, now)
+            others = [other for other in deployment.trusted if other.id != replica.id]
+            num_well = sum(self._is_well(other) for other in others)
+            alike = [self.histories[other.id] for other in others if other.region == replica.region]
+            found = finding(history, alike, now)
             enough = may_leave(len(deployment.serving), num_well + 1)
             if replica.aside is not None:
                 if found is None and history.well_s(now) >= WELL_S[replica.aside.kind]:
@@ -157,6 +158,10 @@ class Guard:
                     model, replica, at_once=True, reason=f"no answer to {history.hung_looks()} questions in a row"
                 )
                 history.looks.clear()
+
+    def _is_well(self, replica: Replica) -> bool:
+        looks = self.histories[replica.id].looks
+        return bool(looks) and looks[-1].outcome == "well"
 
     def _change(self, model: ModelFleet, replica: Replica, found: Finding | None) -> None:
         """Marks it in the state, and tells the gateway; under the lock, on what the state says now."""

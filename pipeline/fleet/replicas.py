@@ -35,7 +35,7 @@ class ReplicaHost(Protocol):
     """Where replicas run: it starts them, starts them again when they die, and ends them."""
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
-        """Where new replicas can listen; none of the addresses `taken` (`host:port`)."""
+        """Where new replicas can listen, `count` places in each region; none of the addresses `taken` (`host:port`)."""
 
     def put(self, plan: ReplicaPlan) -> None:
         """Keeps the replica running. Harmless to repeat."""

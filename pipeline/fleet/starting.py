@@ -8,12 +8,13 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import IntegrityError, ReplicaFailed, TransientError
 from pipeline.fleet.capacity import Capacity, decide, needed
 from pipeline.fleet.parts import Fleet, required_rollout
-from pipeline.fleet.replicas import replica_id
+from pipeline.fleet.replicas import Place, replica_id
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.registry.models import RegisteredVersion
@@ -183,11 +184,29 @@ def _with_starting(fleet: Fleet, source: Source, count: int, model: ModelFleet) 
         for index in range(len(known) + count)
     )
     free = [name for name in ids if name not in known]
+    regions = list(fleet.layout.ports().regions.items())
+    places = _spread(fleet.replicas.places(count, taken), count, [replica.host for replica in deployment.replicas])
     added = tuple(
-        Replica(id=name, host=host, port=port, use="starting")
-        for name, (host, port) in zip(free[:count], fleet.replicas.places(count, taken), strict=True)
+        Replica(id=name, host=host, port=port, use="starting", **_region_of(regions, host))
+        for name, (host, port) in zip(free[:count], places, strict=True)
     )
     return model.with_deployment(deployment.model_copy(update={"replicas": (*deployment.replicas, *added)}))
+
+
+def _spread(offered: list[Place], count: int, used: list[str]) -> list[Place]:
+    """`count` of the places, each at the host that has the fewest replicas by then."""
+    left, hosts, chosen = list(offered), list(used), []
+    for _ in range(min(count, len(left))):
+        place = min(left, key=lambda found: hosts.count(found[0]))
+        left.remove(place)
+        hosts.append(place[0])
+        chosen.append(place)
+    return chosen
+
+
+def _region_of(regions: list[tuple[str, str]], host: str) -> dict[str, Any]:
+    """The region whose address `host` is, and its rank."""
+    return next(({"region": name, "rank": rank} for rank, (name, found) in enumerate(regions) if found == host), {})
 
 
 def _admit(fleet: Fleet, source: Source, by: int) -> None:

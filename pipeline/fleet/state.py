@@ -47,6 +47,10 @@ class Replica(Contract):
     host: str = LOOPBACK
     """An IP address."""
     port: int
+    region: str = ""
+    """Where it is, if there are several regions."""
+    rank: int = 0
+    """Of its region: those of rank 0 take every request that they can."""
     use: Literal["serving", "starting", "leaving"] = "serving"
     """starting: the gateway is not told of it yet. leaving: the gateway gives it nothing new, and it finishes what it
     has begun before it is ended."""

@@ -72,6 +72,7 @@ class Stack:
         self.layout.create()
         wanted = {**self.settings.ports, **(ports or {})}
         check_ports(self.layout.choose_ports(wanted), self._own_pids())
+        self.layout.choose_regions(self.settings.regions)
         self.layout.ensure_credentials()
         keys.ensure(self.layout)
         choose(self.layout)

@@ -48,6 +48,8 @@ class Ports(Contract):
     """Part to the name of its host, where that is not this machine."""
     public: dict[str, str] = Field(default_factory=dict)
     """Part to the URL that people use, where programs use another."""
+    regions: dict[str, str] = Field(default_factory=dict)
+    """Name to the address at which replicas listen there, the preferred one first; empty: one, on loopback."""
 
     def numbers(self) -> dict[str, int]:
         """Part to port."""
@@ -248,6 +250,13 @@ class Layout:
         if ports != before:
             write_json(self.stack_path, ports)
         return ports
+
+    def choose_regions(self, wanted: dict[str, str]) -> dict[str, str]:
+        """The regions of this home, `wanted` from now on if there are any; they say where new replicas start."""
+        ports = self.ports()
+        if wanted and wanted != ports.regions:
+            write_json(self.stack_path, ports.model_copy(update={"regions": wanted}))
+        return wanted or ports.regions
 
     def credentials(self) -> Credentials:
         """The credentials of this home.

@@ -21,7 +21,7 @@ from pipeline.registry.models import RegisteredVersion, Registry
 from pipeline.settings import Settings
 from pipeline.signing.bundles import verified_folder
 from pipeline.signing.keys import trusted
-from pipeline.stack.layout import Layout
+from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Supervisor
 
 
@@ -53,7 +53,8 @@ def replica_host(settings: Settings, layout: Layout) -> ReplicaHost:
     """Containers where there is an agent to start them, else processes of this machine."""
     if settings.agent_path is not None:
         return RemoteReplicas(AgentClient(settings.agent_path))
-    return LocalReplicas(Supervisor(layout.home_path), VllmEngine(layout, settings.python_path("serve")))
+    addresses = tuple(layout.ports().regions.values()) or (LOOPBACK,)
+    return LocalReplicas(Supervisor(layout.home_path), VllmEngine(layout, settings.python_path("serve")), addresses)
 
 
 def predictions_path(version: RegisteredVersion, job: Job) -> Path:

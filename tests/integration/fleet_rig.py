@@ -30,7 +30,7 @@ from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.registry.locks import file_lock
 from pipeline.registry.models import RegisteredVersion
 from pipeline.settings import ROOT
-from pipeline.stack.layout import Layout
+from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program, Supervisor
 
 MODEL = "tiny"
@@ -124,7 +124,7 @@ class StandInEngine:
         behaviour = self.home_path / "behaviour" / f"{plan.version}.json"
         return Program(
             name=plan.replica.id,
-            command=(sys.executable, str(script), str(plan.replica.port), str(behaviour)),
+            command=(sys.executable, str(script), str(plan.replica.port), str(behaviour), plan.replica.host),
             environment={
                 "PYTHONPATH": str(ROOT),
                 "SLIPWAY_REPLICA_MODEL": plan.model,
@@ -141,6 +141,8 @@ class Rig:
 
     home_path: Path
     quiet: bool = False
+    regions: dict[str, str] = field(default_factory=dict)
+    """Name to address, as `SLIPWAY_REGIONS` says."""
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,11 +152,15 @@ class Rig:
         self.fleet = Fleet(
             layout=self.layout,
             registry=self.registry,
-            replicas=Replicas(LocalReplicas(self.supervisor, StandInEngine(self.home_path)), poll_s=0.05),
+            replicas=Replicas(self._host(), poll_s=0.05),
             fetch_bundle=lambda version: self.home_path,
             fetch_predictions=lambda version: None,
             say=self._say,
         )
+
+    def _host(self) -> LocalReplicas:
+        addresses = tuple(self.regions.values()) or (LOOPBACK,)
+        return LocalReplicas(self.supervisor, StandInEngine(self.home_path), addresses)
 
     def _say(self, message: str) -> None:
         self.said.append(message)
@@ -164,6 +170,7 @@ class Rig:
     def up(self) -> None:
         self.layout.create()
         self.layout.choose_ports()
+        self.layout.choose_regions(self.regions)
         self.layout.ensure_credentials()
         self.supervisor.start()
         self.supervisor.put(gateway.program(self.layout))

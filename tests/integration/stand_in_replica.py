@@ -1,4 +1,4 @@
-"""A replica without a model: `python stand_in_replica.py PORT BEHAVIOUR.json`.
+"""A replica without a model: `python stand_in_replica.py PORT BEHAVIOUR.json [HOST]`.
 
 Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind the real middleware. The
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
@@ -151,4 +151,5 @@ if __name__ == "__main__":
         sys.exit("told to crash")
     if "claims" in manners:
         os.environ["SLIPWAY_REPLICA_VERSION"] = manners["claims"]
-    uvicorn.run(Manners(Usage(app)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    host = (*sys.argv[3:], "127.0.0.1")[0]
+    uvicorn.run(Manners(Usage(app)), host=host, port=int(sys.argv[1]), log_level="warning", lifespan="off")

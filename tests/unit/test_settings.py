@@ -77,3 +77,17 @@ def test_the_first_of_torchruns_ranks_listens_where_all_meet(rank: str, is_host:
     """The others call it there."""
     environ = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RANK": rank}
     assert settings.meeting_of_ranks(environ) == ("10.0.0.1", 29500, is_host)
+
+
+def test_regions_are_names_with_addresses_in_the_order_of_preference() -> None:
+    """None at all is one region on loopback."""
+    assert settings.load({}).regions == {}
+    regions = settings.load({"SLIPWAY_REGIONS": "west=127.0.0.1, east=127.0.0.2"}).regions
+    assert list(regions.items()) == [("west", "127.0.0.1"), ("east", "127.0.0.2")]
+
+
+@pytest.mark.parametrize("text", ["west", "west=here", "west=127.0.0.1,east=127.0.0.1", "=127.0.0.1", "a b=127.0.0.1"])
+def test_regions_that_cannot_be_told_apart_are_refused(text: str) -> None:
+    """By name and by address."""
+    with pytest.raises(SpecError, match="SLIPWAY_REGIONS"):
+        settings.load({"SLIPWAY_REGIONS": text})

@@ -106,3 +106,18 @@ def test_an_answer_of_a_version_that_the_gateway_does_not_know_is_tried_again() 
     assert version["string_match"] == {"safe_regex": {"regex": r"1|2\.0"}}
     assert kind["invert_match"]
     assert "retriable-headers" in policy["retry_on"]
+
+
+def test_regions_are_priorities_and_come_before_the_fallback() -> None:
+    """The preferred region of the deployment first, the fallback's last one last."""
+
+    def in_two_regions(generation: int) -> Deployment:
+        places = (("east", 1, 10 * generation + 2), ("west", 0, 10 * generation + 1))
+        replicas = [Replica(id=f"r{port}", port=port, region=name, rank=rank) for name, rank, port in places]
+        return deployment(generation, 1).model_copy(update={"replicas": tuple(replicas)})
+
+    tiers = config.endpoints("m", in_two_regions(2), in_two_regions(1))["endpoints"]
+    ports = [tier["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"] for tier in tiers]
+    assert ports == [21, 22, 11, 12]
+    assert [tier["priority"] for tier in tiers] == [0, 1, 2, 3]
+    assert [tier["locality"]["region"] for tier in tiers] == ["west", "east"] * 2
