@@ -116,6 +116,13 @@ def test_every_part_of_the_stack_gives_its_figures(seen: Seen) -> None:
     wait("all targets answer", lambda: seen.prometheus.healthy_targets() == wanted)
 
 
+@pytest.mark.parametrize("path", ["/stats/prometheus", "/metrics"])
+def test_no_figure_can_be_had_at_the_gateways_port(seen: Seen, path: str) -> None:
+    """Not even with a client's key."""
+    headers = {"authorization": f"Bearer {seen.rig.key}"}
+    assert httpx.get(f"{seen.rig.gateway.url}{path}", headers=headers, trust_env=False).status_code == 404
+
+
 def test_the_exporter_says_what_is_served_and_how_rollouts_ended(seen: Seen) -> None:
     """As the fleet's state has it."""
     ask = seen.prometheus.value
@@ -182,7 +189,7 @@ def test_whoever_watches_a_rollout_sees_it_refused_and_why(seen: Seen) -> None:
     lines = seen.watched.stdout.splitlines()
     assert "waits for its replicas" in lines[0]
     assert "failed" in lines[-1]
-    assert "canary requests failed" in lines[-1]
+    assert "worse, beyond max_error_rate" in lines[-1]
 
 
 def test_the_fleet_is_shown_with_the_gateways_view_of_it(seen: Seen) -> None:
