@@ -47,6 +47,8 @@ class ReplicaRow(Contract):
     address: str
     health: str
     """healthy, unhealthy, or unknown: the gateway does not answer, or was not told of it yet."""
+    use: str
+    """serving, starting, or leaving: it finishes what it has begun."""
     weight: float
     """Per cent of the model's traffic."""
 
@@ -259,6 +261,7 @@ def _replica(found: ReplicaView) -> ReplicaRow:
         version=found.version,
         address=f"{found.host}:{found.port}",
         health={True: "healthy", False: "unhealthy", None: "unknown"}[found.healthy],
+        use=found.use,
         weight=found.weight,
     )
 

@@ -29,7 +29,10 @@ def deployment(generation: int, version: str) -> Deployment:
         version=version,
         generation=generation,
         bundle_digest="0" * 64,
-        replicas=(Replica(id=f"r{generation}-0", port=4000 + generation), Replica(id=f"r{generation}-1", port=5000)),
+        replicas=(
+            Replica(id=f"r{generation}-0", port=4000 + generation),
+            Replica(id=f"r{generation}-1", port=5000, use="leaving"),
+        ),
         ready=True,
         routed=True,
     )
@@ -88,7 +91,17 @@ def test_a_gateway_that_does_not_answer_leaves_health_unknown(home: Path) -> Non
     page = page_of(home)
     assert page.gateway_answers is False
     assert {row.health for row in page.models[0].replicas} == {"unknown"}
-    assert sum(row.weight for row in page.models[0].replicas) == 100
+
+
+def test_a_replica_that_leaves_is_told_from_one_that_serves(home: Path) -> None:
+    """It gets nothing new, and the others share what it had."""
+    leaving = [(row.id, row.use, row.weight) for row in page_of(home).models[0].replicas]
+    assert leaving == [
+        ("r5-0", "serving", 75.0),
+        ("r5-1", "leaving", 0.0),
+        ("r7-0", "serving", 25.0),
+        ("r7-1", "leaving", 0.0),
+    ]
 
 
 def test_the_rollout_under_way_stands_apart_from_those_that_have_ended(home: Path) -> None:

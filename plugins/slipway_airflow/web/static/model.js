@@ -153,12 +153,13 @@ function versionList(versions) {
 }
 
 function replicaList(replicas) {
-  const kinds = { healthy: "good", unhealthy: "bad", unknown: "quiet" };
+  const kinds = { healthy: "good", unhealthy: "bad", unknown: "quiet", starting: "busy", leaving: "quiet" };
+  const state = (row) => (row.use === "serving" ? row.health : row.use);
   const rows = replicas.map((row) =>
     h(
       "li",
       null,
-      pill(row.health, kinds[row.health]),
+      pill(state(row), kinds[state(row)]),
       h("span", { class: "name" }, h("strong", null, row.id), h("span", { class: "muted" }, row.address)),
       h("span", { class: "muted" }, `version ${row.version}`),
       h("span", { class: "figure" }, `${row.weight} %`),
