@@ -8,6 +8,7 @@ import json
 import re
 
 from pipeline.fleet.doors import filters as doors
+from pipeline.fleet.doors import replica_door
 from pipeline.fleet.doors.clients import Client
 from pipeline.fleet.doors.keys import PROBE_CLIENT as PROBE_CLIENT
 from pipeline.fleet.envoy_config import (
@@ -36,8 +37,8 @@ RETRIED_STATUS = (500, 503)
 errors are counted against it and yet reach no client while the stable version can answer."""
 
 
-def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...]) -> Json:
-    """Which request goes where, and who may send it."""
+def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...], door: str) -> Json:
+    """Which request goes where, and who may send it. `door` is the secret that opens replicas."""
     serving = {name: model for name, model in sorted(models.items()) if model.weights}
     choosers = tuple(client.name for client in clients if client.may_choose)
     completions = [route for path in COMPLETION_PATHS for route in completion_routes(path, serving, choosers)]
@@ -58,6 +59,12 @@ def route_table(models: dict[str, ModelFleet], clients: tuple[Client, ...]) -> J
             {"match": {"prefix": "/"}, **_answer(404, refusal)},
         ],
         "typed_per_filter_config": doors.per_host(clients),
+        "request_headers_to_add": [
+            {
+                "header": {"key": replica_door.HEADER, "value": door},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
     }
     return {
         "@type": f"{API}.config.route.v3.RouteConfiguration",

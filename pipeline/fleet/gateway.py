@@ -21,7 +21,7 @@ from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
-from pipeline.fleet.doors import budgets, keys, tls
+from pipeline.fleet.doors import budgets, keys, replica_door, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
@@ -179,7 +179,7 @@ class Gateway:
         """The files for `models`, without asking Envoy: for before it runs."""
         self._write_endpoints(models)
         self._write_resources("cds", self._clusters(models))
-        self._write_resources("rds", [routes.route_table(models, self.clients())])
+        self._write_resources("rds", [self._routes(models)])
         self._write_targets(models)
 
     def apply(self) -> None:
@@ -197,12 +197,15 @@ class Gateway:
         leaving = [cluster for cluster in self._known_clusters() if cluster["name"] not in names]
         self._write_endpoints(models)
         self._bring("cds", [*wanted, *leaving])
-        self._bring("rds", [routes.route_table(models, self.clients())])
+        self._bring("rds", [self._routes(models)])
         if leaving:
             self._bring("cds", wanted)
         for path in self.eds_path.glob("[!.]*.json"):
             if path.stem not in names:
                 path.unlink()
+
+    def _routes(self, models: dict[str, ModelFleet]) -> config.Json:
+        return routes.route_table(models, self.clients(), replica_door.secret(self.layout))
 
     def clients(self) -> tuple[Client, ...]:
         """Everybody who may come in now."""

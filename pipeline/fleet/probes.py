@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from pipeline.fleet.doors.replica_door import HEADER as DOOR_HEADER
 from pipeline.fleet.envoy_routes import CANARY_HEADER
 
 MAX_TOKENS = 8
@@ -83,9 +84,21 @@ class Answer:
 
 
 def ask(
-    client: httpx.Client, model: str, prompt: str, *, max_tokens: int = MAX_TOKENS, canary: str | None = None
+    client: httpx.Client,
+    model: str,
+    prompt: str,
+    *,
+    door: str,
+    max_tokens: int = MAX_TOKENS,
+    canary: str | None = None,
 ) -> Answer:
-    """One chat completion. `canary` is "always" or "never", which the gateway honours for the probes' key alone."""
+    """One chat completion.
+
+    Args:
+        door: the secret that opens a replica (`doors.replica_door.secret`); "" where the gateway is asked.
+        canary: "always" or "never", which the gateway honours for those who may choose.
+    """
+    headers = {**({DOOR_HEADER: door} if door else {}), **({CANARY_HEADER: canary} if canary else {})}
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -94,7 +107,7 @@ def ask(
     }
     started = time.monotonic()
     try:
-        response = client.post("/v1/chat/completions", json=body, headers={CANARY_HEADER: canary} if canary else {})
+        response = client.post("/v1/chat/completions", json=body, headers=headers)
     except httpx.HTTPError as error:
         return Answer(
             failure=f"{type(error).__name__}: {error}",

@@ -19,6 +19,7 @@ import httpx
 from pipeline import audit, settings
 from pipeline.errors import SlipwayError, TransientError
 from pipeline.fleet.analysis.access_log import AccessLog
+from pipeline.fleet.doors import replica_door
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.probes import Answer, ask
 from pipeline.fleet.replica_findings import WELL_S, Finding, History, Look, finding, may_leave, should_be_killed
@@ -121,7 +122,7 @@ class Guard:
         if pending is not None and not pending.done():
             return look
         if look.at - began >= ASK_EVERY_S and look.outcome == "well":
-            self.asked[target.replica.id] = (look.at, self.pool.submit(_ask, target))
+            self.asked[target.replica.id] = (look.at, self.pool.submit(_ask, target, replica_door.secret(self.layout)))
         if pending is None or look.outcome != "well":
             return look
         answer = pending.result()
@@ -209,10 +210,10 @@ def restart_local(supervisor: Supervisor) -> Restart:
     return lambda name, at_once: supervisor.signal(name, "SIGKILL" if at_once else "SIGTERM")
 
 
-def _ask(target: Target) -> Answer:
+def _ask(target: Target, door: str) -> Answer:
     """For one token."""
     with httpx.Client(base_url=f"http://{target.replica.address}", timeout=ASK_TIMEOUT_S, trust_env=False) as client:
-        return ask(client, target.model, "Hello", max_tokens=1)
+        return ask(client, target.model, "Hello", door=door, max_tokens=1)
 
 
 def say(message: str) -> None:

@@ -1,4 +1,6 @@
-"""Puts the version on every answer of a replica: `vllm serve … --middleware pipeline.fleet.replica_middleware.Version`.
+"""Puts the version on every answer of a replica (`Version`), and answers nobody who does not know the secret (`Door`).
+
+    vllm serve … --middleware pipeline.fleet.replica_middleware.Version
 
 It also notes the request's id for the log (`pipeline.fleet.replica_logging`).
 
@@ -7,6 +9,8 @@ the gateway for it, because only the replica knows which weights it has loaded: 
 gateway's idea of where a request went is not where its answer came from.
 """
 
+import hashlib
+import hmac
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -58,3 +62,35 @@ class Version:
             await send(message)
 
         await self.app(scope, receive, send_with_version if scope["type"] == "http" else send)
+
+
+DOOR_VARIABLE = "SLIPWAY_REPLICA_DOOR"
+"""The SHA-256 of the secret, in hexadecimal."""
+DOOR_HEADER = b"x-slipway-door"
+OPEN_PATHS = ("/health", "/metrics")
+"""What supervisors and Prometheus ask for: no prompt and no answer is in it."""
+
+
+class Door:
+    """ASGI middleware: everything but health and figures is for those who know the fleet's secret."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.digest = os.environ[DOOR_VARIABLE]
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._opens(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": REFUSAL})
+
+    def _opens(self, scope: Message) -> bool:
+        given = [value for name, value in scope.get("headers", ()) if name == DOOR_HEADER]
+        return len(given) == 1 and hmac.compare_digest(hashlib.sha256(given[0]).hexdigest(), self.digest)
+
+
+REFUSAL = b'{"error":{"message":"replicas answer the gateway alone: ask it","code":"ask_the_gateway"}}'

@@ -128,7 +128,7 @@ class Replicas:
 def ask_replica(plan: ReplicaPlan) -> Answer:
     """Asks the replica itself, not through the gateway, for a completion as the version that it should be."""
     with httpx.Client(base_url=f"http://{plan.replica.address}", timeout=30.0, trust_env=False) as client:
-        answer = ask(client, plan.model, "Hello", max_tokens=1)
+        answer = ask(client, plan.model, "Hello", door=plan.door, max_tokens=1)
     if answer.status != 200:
         return answer
     return answer.expecting(plan.version, str(plan.generation))

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.contracts.base import Contract
 from pipeline.errors import IntegrityError, ReplicaFailed, TransientError
 from pipeline.fleet.capacity import Capacity, decide, needed
+from pipeline.fleet.doors import replica_door
 from pipeline.fleet.parts import Fleet, required_rollout
 from pipeline.fleet.replicas import Place, replica_id
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
@@ -224,6 +225,7 @@ def _admit(fleet: Fleet, source: Source, by: int) -> None:
             bundle_path=source.bundle_path,
             settings=source.registered.recipe.rollout,
             core=cores[int(replica.id.rpartition("-")[2]) % len(cores)],
+            door=replica_door.secret(fleet.layout),
         )
         for replica in deployment.replicas
         if replica.use == "starting"

@@ -3,7 +3,10 @@
 Reads a verified bundle folder; the engine keeps its compile cache in a folder that replicas may share.
 """
 
+import hashlib
 from pathlib import Path
+
+from pydantic import Field
 
 from pipeline import settings
 from pipeline.adapter_files import adapter_of
@@ -29,6 +32,8 @@ class ReplicaPlan(Contract):
     settings: recipes.Rollout
     core: int
     """The processor core that its arithmetic is bound to."""
+    door: str = Field(default="", repr=False)
+    """The secret that opens it; without one, as in plans of earlier releases, whoever reaches it may ask."""
 
 
 def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
@@ -42,6 +47,7 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
         *("--shutdown-timeout", str(DRAIN_S)),
         *("--middleware", "pipeline.fleet.replica_middleware.Version"),
         *("--middleware", "pipeline.fleet.replica_usage.Usage"),
+        *(("--middleware", "pipeline.fleet.replica_middleware.Door") if plan.door else ()),
         "--enable-force-include-usage",
         *("--distributed-executor-backend", "pipeline.fleet.replica_executor.Executor"),
         *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
@@ -70,6 +76,7 @@ def variables(plan: ReplicaPlan, cache_path: Path) -> dict[str, str]:
         "SLIPWAY_REPLICA_MODEL": plan.model,
         "SLIPWAY_REPLICA_VERSION": plan.version,
         "SLIPWAY_REPLICA_GENERATION": str(plan.generation),
+        **({"SLIPWAY_REPLICA_DOOR": hashlib.sha256(plan.door.encode()).hexdigest()} if plan.door else {}),
         # `--enforce-eager` leaves some small compiled functions: 20 s at a replica's first request.
         "TORCHDYNAMO_DISABLE": "1",
         # Replicas share their cores with jobs: threads that wait must sleep, not spin.

@@ -25,6 +25,7 @@ import psutil  # noqa: E402
 from fleet_rig import MODEL, Rig  # noqa: E402
 
 from pipeline.fleet import epochs, gateway  # noqa: E402
+from pipeline.fleet.doors import replica_door  # noqa: E402
 
 WARM_UP = 50
 CLIENTS = 4
@@ -56,11 +57,12 @@ def measure(rig: Rig, requests: int) -> tuple[list[float], list[float], float]:
     """Milliseconds of each request, alternating, so that a busy machine disturbs both alike; Envoy's own for each."""
     replica = rig.state().deployments[0].replicas[0]
     headers = {"authorization": f"Bearer {rig.key}"}
+    opens = {replica_door.HEADER: replica_door.secret(rig.layout)}
     times: tuple[list[float], list[float]] = ([], [])
     before_s = envoy_cpu_s(rig)
     with (
         httpx.Client(base_url=rig.gateway.url, headers=headers, trust_env=False) as through,
-        httpx.Client(base_url=f"http://{replica.address}", headers=headers, trust_env=False) as engine,
+        httpx.Client(base_url=f"http://{replica.address}", headers=opens, trust_env=False) as engine,
     ):
         for _ in range(WARM_UP + requests):
             for client, found in zip((through, engine), times, strict=True):

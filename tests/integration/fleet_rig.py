@@ -3,6 +3,7 @@
 python fleet_rig.py HOME REQUEST_ID      runs a whole rollout as the DAG does, for tests that kill it
 """
 
+import hashlib
 import json
 import sys
 import threading
@@ -130,6 +131,7 @@ class StandInEngine:
                 "SLIPWAY_REPLICA_MODEL": plan.model,
                 "SLIPWAY_REPLICA_VERSION": plan.version,
                 "SLIPWAY_REPLICA_GENERATION": str(plan.generation),
+                "SLIPWAY_REPLICA_DOOR": hashlib.sha256(plan.door.encode()).hexdigest(),
             },
             start_retries=1,
         )

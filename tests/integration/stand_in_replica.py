@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from stand_in_metrics import ITL, TTFT, WHOLE, Metrics
 
-from pipeline.fleet.replica_middleware import Version
+from pipeline.fleet.replica_middleware import Door, Version
 from pipeline.fleet.replica_usage import Usage
 
 BEHAVIOUR_PATH = Path(sys.argv[2])
@@ -152,4 +152,4 @@ if __name__ == "__main__":
     if "claims" in manners:
         os.environ["SLIPWAY_REPLICA_VERSION"] = manners["claims"]
     host = (*sys.argv[3:], "127.0.0.1")[0]
-    uvicorn.run(Manners(Usage(app)), host=host, port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    uvicorn.run(Door(Manners(Usage(app))), host=host, port=int(sys.argv[1]), log_level="warning", lifespan="off")

@@ -14,7 +14,7 @@ from fleet_rig import MODEL, Rig
 
 from pipeline.commands.keys import bring, change
 from pipeline.fleet import epochs
-from pipeline.fleet.doors import budgets, keeper, keys
+from pipeline.fleet.doors import budgets, keeper, keys, replica_door
 from pipeline.fleet.doors.keys import Allowed, KeyRing
 from pipeline.fleet.gateway import Gateway, probe_key
 from pipeline.stack.processes import owned
@@ -390,6 +390,20 @@ def test_everything_listens_on_loopback_alone(rig: Rig) -> None:
     ]
     assert len(listening) >= 3
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_replica_answers_nobody_but_the_gateway(rig: Rig) -> None:
+    """Whoever reaches its port gets nothing, with a client's key or without; the gateway hands out no secret."""
+    replica = rig.state().deployments[0].replicas[0]
+    for headers in ({}, {"authorization": f"Bearer {rig.key}"}, {"x-slipway-door": rig.key}):
+        with httpx.Client(base_url=f"http://{replica.address}", headers=headers, trust_env=False) as direct:
+            for path in (CHAT, "/v1/completions", "/invocations", "/tokenize"):
+                assert direct.post(path, content=QUESTION).status_code == 403
+            assert direct.get("/health").status_code == 200
+    answer = rig.ask(**{"x-slipway-door": "mine"})
+    secret = replica_door.secret(rig.layout)
+    assert seen(answer)["x-slipway-door"] == [secret]
+    assert secret not in str(answer.headers)
 
 
 # --- keys --------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ MODEL = ModelFleet(
 
 
 def routes(models: dict[str, ModelFleet]) -> list[config.Json]:
-    found: list[config.Json] = route_table(models, CLIENTS)["virtual_hosts"][0]["routes"]
+    found: list[config.Json] = route_table(models, CLIENTS, "secret")["virtual_hosts"][0]["routes"]
     return found
 
 

@@ -1,6 +1,7 @@
 """How a replica is started, and the version on its answers."""
 
 import asyncio
+import hashlib
 import itertools
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.contracts.recipe import Rollout
 from pipeline.fleet.local_replicas import PORTS, LocalReplicas, VllmEngine
-from pipeline.fleet.replica_middleware import VARIABLES, Version
+from pipeline.fleet.replica_middleware import VARIABLES, Door, Version
 from pipeline.fleet.replicas import replica_id
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
@@ -30,6 +31,7 @@ def program_of(tmp_path: Path) -> Program:
         bundle_path=tmp_path / "bundle",
         settings=Rollout(kv_cache_mib=64, max_model_len=512),
         core=1,
+        door="the fleet's secret",
     )
     return VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan)
 
@@ -95,3 +97,51 @@ def test_the_middleware_needs_nothing_but_the_standard_library() -> None:
     paths = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
     code = "import pipeline.fleet.replica_middleware, pipeline.fleet.replica_usage"
     subprocess.run([sys.executable, "-I", "-S", "-c", f"{paths}; {code}"], check=True)
+
+
+def asked(path: str, *given: bytes, kind: str = "http") -> list[Any]:
+    """What a replica's door lets an engine answer, or answers itself."""
+    sent: list[Any] = []
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await send("answered")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nobody reads what a stranger says")
+
+    headers = [(b"x-slipway-door", value) for value in given]
+    asyncio.run(Door(engine)({"type": kind, "path": path, "headers": headers}, receive, send))
+    return sent
+
+
+@pytest.fixture
+def _door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPWAY_REPLICA_DOOR", hashlib.sha256(b"secret").hexdigest())
+
+
+@pytest.mark.usefixtures("_door")
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations", "/tokenize", "/v1/models", "/health/", "/"])
+def test_a_replica_answers_those_who_know_the_secret_alone(path: str) -> None:
+    """Not its digest, not two of them, and no socket either."""
+    assert asked(path, b"secret") == ["answered"]
+    digest = hashlib.sha256(b"secret").hexdigest().encode()
+    for given in ((), (b"",), (b"wrong",), (digest,), (b"secret", b"secret"), (b"wrong", b"secret")):
+        assert asked(path, *given)[0]["status"] == 403
+        assert asked(path, *given, kind="websocket") == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.usefixtures("_door")
+def test_health_and_figures_are_open_for_those_who_watch() -> None:
+    """The supervisor and Prometheus know no secret."""
+    assert asked("/health") == asked("/metrics") == ["answered"]
+
+
+def test_a_replica_is_told_the_secrets_digest_alone(tmp_path: Path) -> None:
+    """Its command line and its environment can be read by others."""
+    program = program_of(tmp_path)
+    assert "the fleet's secret" not in str(program)
+    assert program.environment["SLIPWAY_REPLICA_DOOR"] == hashlib.sha256(b"the fleet's secret").hexdigest()
+    assert "pipeline.fleet.replica_middleware.Door" in program.command
