@@ -62,7 +62,7 @@ def change(layout: Layout, action: str, name: str, how: Callable[[KeyRing], tupl
     """Changes the ring under the fleet's lock, and puts that into the audit log; what `how` made beside it."""
     with Gateway(layout).files.lock():
         ring, made = how(rings.read_ring(layout))
-        audit.record(layout, action=action, actor=audit.person(), details={"client": name})
+        audit.record(layout, action=action, actor=audit.person(), reason=f"client {name}", details={"client": name})
         rings.write_ring(layout, ring)
     return made
 
