@@ -35,7 +35,7 @@ def fleet(**values: Any) -> ModelFleet:
 
 
 def routes(model: ModelFleet) -> list[dict[str, Any]]:
-    host = route_table({"m": model}, ())["virtual_hosts"][0]
+    host = route_table({"m": model}, (), "secret")["virtual_hosts"][0]
     return [found for found in host["routes"] if "route" in found]
 
 
