@@ -4,6 +4,7 @@ it is.
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -128,7 +129,22 @@ def rollback(
     registry = registry or Registry(layout.ports().url("mlflow"), layout.home_path)
     told = Told("rollback", by or audit.person(), reason)
     gateway = Gateway(layout)
-    before, champion = gateway.files.get(name), registry.alias(name, CHAMPION)
+    before = gateway.files.get(name)
+    with ThreadPoolExecutor(1) as pool:
+        # The traffic does not wait for MLflow, which may be slow, or away.
+        champion = pool.submit(registry.alias, name, CHAMPION)
+        return _roll_back(gateway, registry, before, champion, told)
+
+
+def _roll_back(
+    gateway: Gateway, registry: Aliases, before: ModelFleet, champion: "Future[str | None]", told: Told
+) -> RolledBack:
+    """Moves the traffic if it can, then the aliases.
+
+    Args:
+        champion: the one that the person saw, which is being asked for.
+    """
+    name, layout = before.name, gateway.layout
     serving = _cut_short(before, champion)
     if serving is not None:
         replaced = _move_aliases(layout, registry, (name, champion, serving), told, served=True)
@@ -143,20 +159,20 @@ def rollback(
             gateway.files.write(model)
             gateway.apply()
     version = target.version if target else _previous_version(model)
-    champion = _move_aliases(layout, registry, (name, champion, version), told, served=target is not None)
+    replaced = _move_aliases(layout, registry, (name, champion, version), told, served=target is not None)
     if target is None:
         reason = f"no replica of version {version} is warm: the rollout that the alias starts brings it"
-        return RolledBack(name=name, version=version, replaced=champion, immediate=False, reason=reason)
+        return RolledBack(name=name, version=version, replaced=replaced, immediate=False, reason=reason)
     reason = f"all traffic is on version {version}, whose replicas were warm"
-    return RolledBack(name=name, version=version, replaced=champion, immediate=True, reason=reason)
+    return RolledBack(name=name, version=version, replaced=replaced, immediate=True, reason=reason)
 
 
-def _cut_short(model: ModelFleet, champion: str | None) -> str | None:
+def _cut_short(model: ModelFleet, champion: "Future[str | None]") -> str | None:
     """The version to which a rollback moved the traffic that died before it moved the aliases; None if none did."""
     last = model.rollout(model.generation)
     if last is None or last.outcome != ROLLED_BACK or model.serving is None:
         return None
-    return model.serving.version if champion == last.previous else None
+    return model.serving.version if champion.result() == last.previous else None
 
 
 def _refuse_second(before: ModelFleet, now: ModelFleet) -> None:
@@ -175,7 +191,7 @@ def _refuse_second(before: ModelFleet, now: ModelFleet) -> None:
 
 
 def _move_aliases(
-    layout: Layout, registry: Aliases, move: tuple[str, str | None, str], told: Told, *, served: bool
+    layout: Layout, registry: Aliases, move: tuple[str, "Future[str | None]", str], told: Told, *, served: bool
 ) -> str | None:
     """The registry follows.
 
@@ -185,8 +201,9 @@ def _move_aliases(
     Returns:
         The champion before.
     """
-    name, champion, version = move
+    name, asked, version = move
     try:
+        champion = asked.result()
         if champion != version:
             record = partial(audit.record, layout, actor=told.by, model=name, version=version)
             record(action=told.action, reason=told.reason, details={"from": champion, "to": version})

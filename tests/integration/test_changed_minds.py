@@ -9,7 +9,9 @@ import pytest
 from fleet_rig import MODEL, FileRegistry, Rig
 
 from pipeline.errors import SlipwayError, SpecError, TransientError
+from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.operations import rollback
+from pipeline.fleet.state import ModelFleet
 
 pytestmark = pytest.mark.integration
 
@@ -104,26 +106,23 @@ def test_a_rollback_in_mid_rollout_that_was_cut_short_is_finished_and_no_further
     rig.follow("after 6")
 
 
-class TwoPeople(FileRegistry):
-    """Nobody goes on before both have looked."""
-
-    looked = threading.Barrier(2)
-
-    def alias(self, name: str, alias: str) -> str | None:
-        found = super().alias(name, alias)
-        self.looked.wait(30)
-        return found
-
-
-def test_of_two_people_who_roll_back_at_once_one_is_told(rig: Rig) -> None:
+def test_of_two_people_who_roll_back_at_once_one_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both would take one step back; two steps are never taken."""
     begin(rig, "7", "start_canary")
-    people = TwoPeople(rig.registry.path)
+    look, looked, own = FleetFiles.get, threading.Barrier(2), threading.local()
+
+    def look_together(files: FleetFiles, name: str) -> ModelFleet:
+        found = look(files, name)
+        if not hasattr(own, "looked"):
+            own.looked = looked.wait(30)
+        return found
+
+    monkeypatch.setattr(FleetFiles, "get", look_together)
     answers = []
 
     def ask() -> None:
         try:
-            answers.append(rollback(rig.layout, MODEL, people).version)
+            answers.append(rollback(rig.layout, MODEL, rig.registry).version)
         except SlipwayError as error:
             answers.append(str(error))
 
@@ -132,10 +131,32 @@ def test_of_two_people_who_roll_back_at_once_one_is_told(rig: Rig) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    monkeypatch.undo()
     assert sorted(answers)[0] == "1"
     assert "somebody else rolled it back at the same time, to version 1" in sorted(answers)[1]
     assert rig.registry.alias(MODEL, "champion") == "1"
     rig.follow("after 7")
+
+
+class SlowMlflow(FileRegistry):
+    """Does not say who is the champion before the traffic is back."""
+
+    rig: Rig
+
+    def alias(self, name: str, alias: str) -> str | None:
+        assert self.rig.gateway.wait(lambda: self.rig.ask().headers["x-slipway-version"] == "1", 30)
+        assert self.rig.state().canary is None
+        return super().alias(name, alias)
+
+
+def test_a_rollback_moves_the_traffic_before_mlflow_has_said_anything(rig: Rig) -> None:
+    """The alias follows when MLflow answers."""
+    begin(rig, "11", "start_canary")
+    slow = SlowMlflow(rig.registry.path)
+    slow.rig = rig
+    assert rollback(rig.layout, MODEL, slow).immediate
+    assert rig.registry.alias(MODEL, "champion") == "1"
+    rig.follow("after 11")
 
 
 class PromotedMeanwhile(FileRegistry):
