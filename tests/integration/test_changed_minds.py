@@ -144,8 +144,7 @@ class SlowMlflow(FileRegistry):
     rig: Rig
 
     def alias(self, name: str, alias: str) -> str | None:
-        assert self.rig.gateway.wait(lambda: self.rig.ask().headers["x-slipway-version"] == "1", 30)
-        assert self.rig.state().canary is None
+        assert self.rig.gateway.wait(lambda: self.rig.state().canary is None, 30)
         return super().alias(name, alias)
 
 
