@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+from pipeline import audit
 from pipeline.commands.output import console, here, local_only
 from pipeline.errors import SpecError
 from pipeline.signing import keys, versions
+from pipeline.stack.layout import Layout
 
 
 def init() -> None:
     local_only("signing init", instead="./slipway init")
     layout, _ = here()
     layout.create()
+    is_new = not layout.signing_key_path.exists()
     identity = keys.key_id(keys.ensure(layout).public_key())
+    if is_new:
+        _record(layout, "signing-key-made", identity)
     console.print(f"{keys.short(identity)} signs what is registered; the key is {layout.signing_key_path}")
 
 
@@ -28,7 +33,9 @@ def rotate() -> None:
     local_only("signing rotate", instead="./slipway init --rotate signing_key")
     layout, configured = here()
     before = keys.short(keys.key_id(keys.signing_key(configured).public_key()))
-    after = keys.short(keys.key_id(keys.rotate(layout).public_key()))
+    identity = keys.key_id(keys.rotate(layout).public_key())
+    _record(layout, "signing-key-made", identity)
+    after = keys.short(identity)
     console.print(f"{after} signs from now on; {before} stays trusted: `./slipway signing distrust {before}` ends that")
 
 
@@ -39,17 +46,23 @@ def trust(file: Path) -> None:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read {file}: {error}; expected a public key in PEM") from error
-    console.print(f"{keys.short(keys.trust(layout, keys.parse_public(text, file)))} is trusted")
+    key = keys.parse_public(text, file)
+    _record(layout, "signing-key-trusted", keys.key_id(key))
+    console.print(f"{keys.short(keys.trust(layout, key))} is trusted")
 
 
 def distrust(key: str) -> None:
-    _, configured = here()
-    console.print(f"{keys.short(keys.distrust(configured, key))} is not trusted any more")
+    layout, configured = here()
+    identity = keys.distrust(configured, key)
+    _record(layout, "signing-key-distrusted", identity)
+    console.print(f"{keys.short(identity)} is not trusted any more")
 
 
 def sign(name: str, version: str) -> None:
-    _, configured = here()
+    layout, configured = here()
     key = versions.sign_version(configured, name, version)
+    details = {"key": keys.short(key)}
+    audit.record(layout, action="signed", actor=audit.person(), model=name, version=version, details=details)
     console.print(f"{name} version {version} is signed by {keys.short(key)}; `./slipway promote {name} {version}`")
 
 
@@ -60,3 +73,7 @@ def verify(name: str, version: str) -> None:
         f"{name} version {version} is good: signed by {keys.short(found.key_id)}, bundle"
         f" {found.version.bundle_digest[:16]}, {found.files} files"
     )
+
+
+def _record(layout: Layout, action: str, identity: str) -> None:
+    audit.record(layout, action=action, actor=audit.person(), details={"key": keys.short(identity)})

@@ -191,6 +191,28 @@ class Shadow(Contract):
     """Of observation, before any client sees the canary."""
 
 
+class Autoscale(Contract):
+    """Between which numbers the replicas of what serves follow the load, and how fast. See docs/autoscaling.md."""
+
+    min_replicas: Annotated[int, Field(ge=1, le=32)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=32)]
+    requests_per_replica: PositiveInt = 8
+    """Requests, running and waiting, that one replica is meant to have at a time."""
+    kv_cache_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of its KV cache that one replica is meant to use."""
+    up_after_s: Annotated[float, Field(ge=0)] = 10.0
+    """Replicas are added when the load was above their targets for so long."""
+    down_after_s: Annotated[float, Field(ge=0)] = 300.0
+    """One is removed when the load was below `down_share` of the others' targets for so long."""
+    down_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) must not be above max_replicas ({self.max_replicas})")
+        return self
+
+
 class Rollout(Contract):
     """How traffic moves to a new version."""
 
@@ -231,6 +253,18 @@ class Rollout(Contract):
     """The replaced version's replicas stay up this long, so that rolling back is a weight change."""
     max_model_len: PositiveInt = 256
     kv_cache_mib: PositiveInt = 128
+    autoscale: Autoscale | None = None
+    """Lets the number of replicas follow the load; None: `replicas`, always."""
+
+    @model_validator(mode="after")
+    def _replicas_are_within_bounds(self) -> Self:
+        scale = self.autoscale
+        if scale and not scale.min_replicas <= self.replicas <= scale.max_replicas:
+            raise ValueError(
+                f"replicas ({self.replicas}) must be from autoscale.min_replicas ({scale.min_replicas}) to"
+                f" autoscale.max_replicas ({scale.max_replicas}): the first version starts with so many"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_rise(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import IntegrityError, ReplicaFailed, TransientError
+from pipeline.fleet.autoscaling.decisions import initial_replicas
 from pipeline.fleet.capacity import Capacity, decide, needed
 from pipeline.fleet.doors import replica_door
 from pipeline.fleet.parts import Fleet, required_rollout
@@ -39,8 +40,8 @@ def start(fleet: Fleet, registered: RegisteredVersion, bundle_path: Path, *, gen
         ReplicaFailed: there is no place for one, or one does not become ready.
     """
     name, settings = registered.name, registered.recipe.rollout
-    capacity = _capacity(fleet, registered, generation)
-    count = settings.replicas
+    count = wanted = _wanted(fleet, registered, generation)
+    capacity = _capacity(fleet, registered, generation, wanted)
     if capacity.strategy == "replace":
         count = needed(settings.steps[0], wanted=count, places=capacity.places)
     source = Source(registered=registered, bundle_path=bundle_path, generation=generation)
@@ -54,7 +55,8 @@ def start(fleet: Fleet, registered: RegisteredVersion, bundle_path: Path, *, gen
             generation=generation,
             bundle_digest=registered.bundle_digest,
             replicas=(),
-            num_wanted=settings.replicas,
+            num_wanted=wanted,
+            autoscale=settings.autoscale,
         )
         return model.with_rollout(rollout).with_deployment(empty)
 
@@ -62,7 +64,15 @@ def start(fleet: Fleet, registered: RegisteredVersion, bundle_path: Path, *, gen
     return grow(fleet, source, count, by=generation)
 
 
-def _capacity(fleet: Fleet, registered: RegisteredVersion, generation: int) -> Capacity:
+def _wanted(fleet: Fleet, registered: RegisteredVersion, generation: int) -> int:
+    """How many replicas the deployment is to have: decided once."""
+    model = fleet.files.get(registered.name)
+    known = model.deployment(generation)
+    stable = model.deployment(model.serving.deployment) if model.serving else None
+    return known.num_wanted if known else initial_replicas(registered.recipe.rollout, stable)
+
+
+def _capacity(fleet: Fleet, registered: RegisteredVersion, generation: int, wanted: int) -> Capacity:
     """Decided once for each rollout, on what is measured then."""
     model = fleet.files.get(registered.name)
     rollout = required_rollout(model, generation)
@@ -72,7 +82,7 @@ def _capacity(fleet: Fleet, registered: RegisteredVersion, generation: int) -> C
     alive = stable.replicas if stable else ()
     settings = registered.recipe.rollout
     memory = fleet.replicas.host.memory([replica.id for replica in alive])
-    capacity = decide(memory, asked=settings.strategy, alive=len(alive), wanted=settings.replicas)
+    capacity = decide(memory, asked=settings.strategy, alive=len(alive), wanted=wanted)
     fleet.say(f"strategy {capacity.strategy}: {capacity.reason}")
 
     def note(model: ModelFleet) -> ModelFleet:

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
+from pipeline.contracts.recipe import Autoscale
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.capacity import Capacity
@@ -75,6 +76,8 @@ class Deployment(Contract):
     """Every replica has answered with the right version."""
     routed: bool = False
     """The gateway knows it."""
+    autoscale: Autoscale | None = None
+    """Its recipe's: within which bounds its replicas follow the load."""
 
     @property
     def serving(self) -> tuple[Replica, ...]:

@@ -16,7 +16,15 @@ from pipeline.errors import SpecError, TransientError
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
 from pipeline.signing import keys
-from pipeline.stack import airflow_part, jobs_part, loopback, mlflow_part, postgres_part, processes
+from pipeline.stack import (
+    airflow_part,
+    autoscaler_part,
+    jobs_part,
+    loopback,
+    mlflow_part,
+    postgres_part,
+    processes,
+)
 from pipeline.stack.layout import Layout, Ports
 from pipeline.stack.schedules import write_schedules
 from pipeline.stack.supervisor import Program, ProgramState, Supervisor
@@ -114,6 +122,7 @@ class Stack:
         self._put(replica_guard.program(self.layout))
         self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
         self._put(keeper.program(self.layout))
+        self._put(autoscaler_part.program(self.layout, self.settings))
         say(GATEWAY, "ready")
         self._put(exporter.program(self.layout))
         self._wait(exporter.NAME, lambda: loopback.answers(exporter.url(self.layout)))

@@ -21,7 +21,7 @@ from pipeline.errors import SlipwayError, SpecError
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOCKET = Path("/var/run/docker.sock")
 AIRFLOW = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
-CLIENTS = (*AIRFLOW, "jobs")
+CLIENTS = (*AIRFLOW, "jobs", "autoscaler")
 """They use MLflow and the store, or start steps that do."""
 
 Kind = Literal["password", "fernet", "api_key", "signing_key", "given"]

@@ -26,11 +26,12 @@ OWN = {
 }
 """Service to what it answers itself."""
 ALIVE = {
+    "autoscaler": Path("/var/lib/slipway/fleet/autoscaler/alive"),
     "doors": Path("/var/lib/slipway/fleet/doors/alive"),
     "replica-guard": Path("/var/lib/slipway/fleet/replica-guard.alive"),
 }
-"""Service to the file that it touches several times a second."""
-MAX_SILENCE_S = 60.0
+"""Service to the file that it touches every few seconds; the autoscaler is silent while a replica starts or drains."""
+MAX_SILENCE_S = 120.0
 HEARTBEATS = {
     "airflow-scheduler": "scheduler",
     "airflow-dag-processor": "dag_processor",

@@ -2,8 +2,8 @@
 
     python -m pipeline.stack.in_compose SERVICE [ARGUMENTS …]
 
-SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway`, `doors`, `metrics` or
-`replica-guard`;
+SERVICE is `setup`, `airflow-init`, one of Airflow's four programs, `mlflow`, `gateway`, `doors`, `metrics`,
+`autoscaler` or `replica-guard`;
 `airflow ARGUMENTS` runs any of Airflow's commands, and `run COMMAND …` any program that uses MLflow and the store.
 Reads the folder SLIPWAY_SECRETS. A secret reaches a program through its environment or a file in memory, never through
 its command line; what `docker inspect` shows holds none.
@@ -71,6 +71,7 @@ def prepare(service: str, arguments: tuple[str, ...], configured: Settings) -> R
         "doors": lambda: doors(configured),
         "metrics": lambda: Run((sys.executable, "-m", "pipeline.fleet.exporter")),
         "replica-guard": lambda: Run((sys.executable, "-m", "pipeline.fleet.replica_guard", str(configured.home_path))),
+        "autoscaler": lambda: autoscaler(configured),
         "run": lambda: Run(arguments, client_variables(configured)),
     }
     if service not in known or (service in ("airflow", "run") and not arguments):
@@ -229,6 +230,11 @@ def gateway(configured: Settings) -> Run:
 def doors(configured: Settings) -> Run:
     """What keeps the gateway at what its clients may do."""
     return Run((sys.executable, "-m", "pipeline.fleet.doors", str(configured.home_path)))
+
+
+def autoscaler(configured: Settings) -> Run:
+    """What adds replicas and takes them away."""
+    return Run((sys.executable, "-m", "pipeline.fleet.autoscaling"), client_variables(configured))
 
 
 if __name__ == "__main__":

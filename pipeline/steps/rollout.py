@@ -7,22 +7,18 @@ aliases. Its artifact is only a record (rollout.json): the effects are outside, 
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.agent import AgentClient
 from pipeline.contracts.specs import RegisterSpec, RolloutResult, RolloutSpec
-from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
+from pipeline.fleet.hosts import replica_host
 from pipeline.fleet.parts import Fleet
-from pipeline.fleet.remote_replicas import RemoteReplicas
-from pipeline.fleet.replicas import ReplicaHost, Replicas
+from pipeline.fleet.replicas import Replicas
 from pipeline.fleet.rollout import run_phase
 from pipeline.fleet.rollout_log import logged
 from pipeline.job import Job
 from pipeline.registry.connection import required_tracking_uri
 from pipeline.registry.models import RegisteredVersion, Registry
-from pipeline.settings import Settings
 from pipeline.signing.bundles import verified_folder
 from pipeline.signing.keys import trusted
-from pipeline.stack.layout import LOOPBACK, Layout
-from pipeline.stack.supervisor import Supervisor
+from pipeline.stack.layout import Layout
 
 
 def run(spec: RolloutSpec, job: Job) -> RolloutResult:
@@ -47,14 +43,6 @@ def run(spec: RolloutSpec, job: Job) -> RolloutResult:
     state = fleet.files.get(spec.name)
     (job.staging_path / "rollout.json").write_text(state.model_dump_json(indent=2) + "\n")
     return result
-
-
-def replica_host(settings: Settings, layout: Layout) -> ReplicaHost:
-    """Containers where there is an agent to start them, else processes of this machine."""
-    if settings.agent_path is not None:
-        return RemoteReplicas(AgentClient(settings.agent_path))
-    addresses = tuple(layout.ports().regions.values()) or (LOOPBACK,)
-    return LocalReplicas(Supervisor(layout.home_path), VllmEngine(layout, settings.python_path("serve")), addresses)
 
 
 def predictions_path(version: RegisteredVersion, job: Job) -> Path:

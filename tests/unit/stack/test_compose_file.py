@@ -127,7 +127,8 @@ def test_envoys_own_interface_has_a_name_only_where_the_fleet_is() -> None:
     name = compose_services.HOSTS["gateway_admin"]
     assert [network for network in networks if name in networks[network].get("aliases", ())] == ["fleet"]
     on_fleet = {found for found, service in SERVICES.items() if "fleet" in service.get("networks", ())}
-    assert on_fleet == {"gateway", "doors", "metrics", "replica-guard", "prometheus", "cli", "airflow-api-server"}
+    services = {"autoscaler", "gateway", "doors", "metrics", "replica-guard", "prometheus", "cli", "airflow-api-server"}
+    assert on_fleet == services
     assert SERVICES["metrics"]["networks"] == ["fleet"]
 
 
