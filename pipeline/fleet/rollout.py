@@ -199,8 +199,12 @@ def _serves_short(model: ModelFleet) -> bool:
 
 
 def _warm_deployment(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion) -> Deployment | None:
-    """Replicas of an earlier rollout that serve this very bundle and are well."""
+    """Replicas of an earlier rollout that serve this very bundle and are well. Not those that serve now, of which one
+    may be gone for good: a deployment cannot be tried against itself."""
+    serving = model.serving.deployment if model.serving else None
     for found in model.deployments:
+        if found.generation == serving:
+            continue
         same = (found.version, found.bundle_digest) == (registered.version, registered.bundle_digest)
         if same and found.ready and found.routed and fleet.all_healthy(found):
             return found
