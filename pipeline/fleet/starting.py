@@ -177,7 +177,7 @@ def _make_place(fleet: Fleet, model: ModelFleet, generation: int, *, places: int
     stable = model.deployment(model.serving.deployment) if model.serving else None
     if stable is None or stable.generation == generation or len(stable.serving) < 2:
         raise ReplicaFailed(f"{places} replicas of {model.name} run already, and none of them can make place")
-    last = stable.serving[-1].id
+    last = stable.dispensable(1)[0].id
     fleet.say(f"{last} makes place: {places} replicas fit at once")
     fleet.leave(model.name, by, {last})
 

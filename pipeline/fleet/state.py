@@ -94,6 +94,11 @@ class Deployment(Contract):
         """Those of them that are not put aside."""
         return tuple(replica for replica in self.serving if replica.aside is None)
 
+    def dispensable(self, count: int) -> tuple[Replica, ...]:
+        """`count` of those that take requests, to be given up: those that are put aside first, then the newest."""
+        aside = [replica for replica in self.serving if replica.aside is not None]
+        return (*aside, *reversed(self.trusted))[:count]
+
     def using(self, use: str, ids: Container[str] | None = None) -> "Deployment":
         """The same deployment with `use` for the replicas `ids`, or for all of them."""
         changed = tuple(

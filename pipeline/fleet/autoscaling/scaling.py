@@ -59,7 +59,8 @@ class Scaler:
             self._grow(model, deployment, wanted)
             return
         self._want(model.name, model.generation, deployment.generation, wanted)
-        self.fleet.leave(model.name, model.generation, {replica.id for replica in deployment.serving[wanted:]})
+        leaving = deployment.dispensable(current - wanted)
+        self.fleet.leave(model.name, model.generation, {replica.id for replica in leaving})
 
     def mend(self, model: ModelFleet, deployment: Deployment) -> bool:
         """Finishes what somebody who was killed had begun; whether there was anything."""

@@ -1,0 +1,54 @@
+"""Which replicas of what serves go first, where some are put aside."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from pipeline.fleet.autoscaling.scaling import Scaler
+from pipeline.fleet.starting import _make_place
+from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica, Served
+from pipeline.stack.layout import Layout
+
+ASIDE = Aside(kind="slow", reason="slow", since=0.0)
+REPLICAS = tuple(
+    Replica(id=f"r-{index}", port=20_000 + index, aside=ASIDE if index == 0 else None) for index in range(3)
+)
+SERVES = Deployment(version="1", generation=1, bundle_digest="1" * 64, replicas=REPLICAS, num_wanted=3)
+MODEL = ModelFleet(
+    name="m",
+    generation=1,
+    serving=Served(version="1", generation=1, deployment=1),
+    weights={1: 100},
+    deployments=(SERVES,),
+)
+
+
+class Leaving:
+    """Notes who leaves, and changes nothing."""
+
+    def __init__(self, home: Path) -> None:
+        self.layout = Layout(home)
+        self.left: list[set[str]] = []
+        self.say = print
+
+    def change(self, *_: object) -> SimpleNamespace:
+        return SimpleNamespace()
+
+    def leave(self, _name: str, _generation: int, ids: set[str]) -> None:
+        self.left.append(ids)
+
+
+def test_fewer_replicas_give_up_those_that_are_put_aside_first(tmp_path: Path) -> None:
+    """Else those would stay that are given nothing."""
+    fleet = Leaving(tmp_path)
+    scaler = Scaler(cast(Any, fleet))
+    scaler.scale(MODEL, SERVES, 2, "little to do")
+    scaler.scale(MODEL, SERVES, 1, "little to do")
+    assert fleet.left == [{"r-0"}, {"r-0", "r-2"}]
+
+
+def test_a_replica_that_is_put_aside_makes_place_first(tmp_path: Path) -> None:
+    """It takes no requests anyway."""
+    fleet = Leaving(tmp_path)
+    _make_place(cast(Any, fleet), MODEL, 2, places=3, by=2)
+    assert fleet.left == [{"r-0"}]
