@@ -65,7 +65,11 @@ class AccessLog:
                 if not line.endswith(b"\n"):
                     return
                 self.offset += len(line)
-                yield json.loads(line)
+                try:
+                    found = json.loads(line)
+                except ValueError:  # two halves: a gateway was killed as it wrote, and the next one went on behind it
+                    continue
+                yield found
 
 
 def _is_stream(line: dict[str, Any]) -> bool:

@@ -76,3 +76,13 @@ def test_a_log_that_does_not_exist_yet_is_empty(tmp_path: Path) -> None:
     log = AccessLog.from_now(tmp_path / "none", "tiny", without="probe")
     log.read()
     assert log.durations_s == {}
+
+
+def test_a_line_that_a_killed_gateway_left_half_is_passed_over(tmp_path: Path) -> None:
+    """The next gateway goes on behind it, in the same line."""
+    path = tmp_path / "access.jsonl"
+    log = AccessLog.from_now(path, "tiny", without="probe")
+    path.write_text(json.dumps(LINE)[:20])
+    write(path, {}, {"duration_us": 1000})
+    log.read()
+    assert log.durations_s == {"2": [0.001]}
