@@ -158,8 +158,7 @@ def grow(fleet: Fleet, source: Source, count: int, *, by: int) -> Deployment:
             places = capacity.places if capacity else 0
             if places:
                 _make_place(fleet, model, source.generation, places=places, by=by)
-            missing = 1 if places else count - len(deployment.serving)
-            fleet.change(name, by, partial(_with_starting, fleet, source, missing))
+            fleet.change(name, by, partial(_with_starting, fleet, source, count, 1 if places else count))
         _admit(fleet, source, by)
 
 
@@ -182,10 +181,14 @@ def _make_place(fleet: Fleet, model: ModelFleet, generation: int, *, places: int
     fleet.leave(model.name, by, {last})
 
 
-def _with_starting(fleet: Fleet, source: Source, count: int, model: ModelFleet) -> ModelFleet:
-    """Under the lock: two rollouts must not be given the same places."""
+def _with_starting(fleet: Fleet, source: Source, wanted: int, at_most: int, model: ModelFleet) -> ModelFleet:
+    """Under the lock: two rollouts must not be given the same places, nor may two who mend the same deployment, such as
+    a rollback and the autoscaler, both add what it lacks of the `wanted` ones."""
     deployment = model.deployment(source.generation)
     assert deployment is not None
+    count = min(at_most, wanted - len(deployment.serving))
+    if count <= 0 or any(replica.use == "starting" for replica in deployment.replicas):
+        return model
     others = [found for found in fleet.files.all().values() if found.name != model.name]
     taken = {replica.address for found in (*others, model) for kept in found.deployments for replica in kept.replicas}
     known = {replica.id for replica in deployment.replicas}

@@ -1,0 +1,42 @@
+"""How a deployment is given its replicas."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+from pipeline.fleet.starting import _with_starting
+from pipeline.fleet.state import Deployment, ModelFleet, Replica
+
+HAS = Deployment(
+    version="1", generation=1, bundle_digest="1" * 64, replicas=(Replica(id="r-0", port=20_000),), num_wanted=3
+)
+MODEL = ModelFleet(name="m", generation=1, deployments=(HAS,))
+
+
+def grown(model: ModelFleet, *, wanted: int, at_most: int) -> ModelFleet:
+    fleet = SimpleNamespace(
+        files=SimpleNamespace(all=dict),
+        layout=SimpleNamespace(ports=lambda: SimpleNamespace(regions={})),
+        replicas=SimpleNamespace(
+            places=lambda count, taken: [("127.0.0.1", 21_000 + len(taken) + more) for more in range(count)]
+        ),
+    )
+    source = SimpleNamespace(registered=SimpleNamespace(name="m", version="1"), generation=1)
+    return partial(_with_starting, cast(Any, fleet), cast(Any, source), wanted, at_most)(model)
+
+
+def num_replicas(model: ModelFleet) -> int:
+    return sum(len(found.replicas) for found in model.deployments)
+
+
+def test_two_who_mend_a_deployment_add_what_it_lacks_once() -> None:
+    """A rollback and the autoscaler, say: both have seen that it is short."""
+    once = grown(MODEL, wanted=3, at_most=3)
+    assert num_replicas(once) == 3
+    assert grown(once, wanted=3, at_most=3) == once
+
+
+def test_where_places_are_few_one_is_added_at_a_time() -> None:
+    """And none when all are there."""
+    assert num_replicas(grown(MODEL, wanted=3, at_most=1)) == 2
+    assert grown(MODEL, wanted=1, at_most=1) == MODEL
