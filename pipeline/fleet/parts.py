@@ -97,6 +97,11 @@ class Fleet:
         health = self.gateway.healthy() or {}
         return bool(deployment.trusted) and all(health.get(replica.address, False) for replica in deployment.trusted)
 
+    def some_healthy(self, deployment: Deployment) -> bool:
+        """Whether the gateway sees any of its serving replicas answering; taken for granted while it does not say."""
+        health = self.gateway.healthy()
+        return health is None or any(health.get(replica.address, False) for replica in deployment.serving)
+
     def settled(self, deployment: Deployment, timeout_s: float) -> bool:
         """Whether it is alive and becomes healthy in time: after a restart of the machine, say. The gateway notices
         only after some seconds that a replica is gone."""

@@ -17,12 +17,14 @@ from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.judging import figures
 from pipeline.fleet.parts import Fleet, Superseded, ended, required_rollout, with_phase
 from pipeline.fleet.starting import prepare
-from pipeline.fleet.state import ModelFleet, said
+from pipeline.fleet.state import Deployment, ModelFleet, said
 from pipeline.fleet.watching import Seen, Trial, Watch
 
 Outcome = Literal["healthy", "unhealthy"]
 SHADOW = "shadow"
 """Among the rollout's phases once it was looked at as a shadow."""
+MAX_RESTART_S = 120.0
+"""A trial that goes on waits so long for what serves to answer again."""
 HELD_POLL_S = 0.5
 """While the rollout is paused before its first step."""
 
@@ -56,7 +58,9 @@ def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if model.canary is None or "shift" in rollout.phases:
         return _result(spec, model, outcome="healthy", reason="all traffic is on it already")
     registered = fleet.registry.get(spec.name, rollout.version)
-    at_once = _goes_at_once(fleet, model)
+    # A trial that is under way is no less needed because the stack was restarted, and replicas take a while to answer.
+    wait_s = min(registered.recipe.rollout.ready_timeout_s, MAX_RESTART_S) if rollout.watches else 0.0
+    at_once = _goes_at_once(fleet, model, wait_s)
     steps = (100,) if at_once else registered.recipe.rollout.steps
     trial = Trial.of(fleet, registered, watch=rollout.watches + 1)
     index = min(rollout.step, len(steps) - 1)
@@ -169,13 +173,24 @@ def _finished(generation: int, comparisons: tuple[Comparison, ...]) -> Callable[
     return finish
 
 
-def _goes_at_once(fleet: Fleet, model: ModelFleet) -> bool:
+def _goes_at_once(fleet: Fleet, model: ModelFleet, wait_s: float = 0.0) -> bool:
     """The first version has nobody to share with, nor has one whose predecessor is dead; one that served a moment
     ago needs no trial."""
     stable = model.deployment(model.serving.deployment) if model.serving else None
-    if stable is None or model.canary is None or not fleet.all_healthy(stable):
+    if stable is None or model.canary is None or _is_dead(fleet, stable, wait_s):
         return True
     return model.previous is not None and model.previous.deployment == model.canary.deployment
+
+
+def _is_dead(fleet: Fleet, stable: Deployment, wait_s: float) -> bool:
+    """Whether not one of its replicas answers, nor does so within `wait_s` while it is kept running."""
+
+    def may_come() -> bool:
+        return any(fleet.replicas.alive([replica]) for replica in stable.serving)
+
+    if wait_s:
+        fleet.gateway.wait(lambda: fleet.some_healthy(stable) or not may_come(), wait_s)
+    return not fleet.some_healthy(stable)
 
 
 def _set_weight(spec: RolloutSpec, fleet: Fleet, *, index: int, weight: int) -> ModelFleet:
