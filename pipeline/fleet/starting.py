@@ -250,7 +250,11 @@ def _admit(fleet: Fleet, source: Source, by: int) -> None:
 
 
 def serve(fleet: Fleet, name: str, generation: int, ids: set[str], *, by: int) -> None:
-    """Makes the gateway know replicas of deployment `generation`, and waits until it finds all healthy.
+    """Makes the gateway know replicas of deployment `generation`, and waits until it finds them healthy.
+
+    Args:
+        ids: those that served nothing yet, which are waited for: that another one is down is not their fault. Empty:
+            all are waited for.
 
     Raises:
         ReplicaFailed: it does not.
@@ -263,7 +267,9 @@ def serve(fleet: Fleet, name: str, generation: int, ids: set[str], *, by: int) -
 
     deployment = fleet.change(name, by, known).deployment(generation)
     assert deployment is not None
-    if not fleet.gateway.wait(lambda: fleet.all_healthy(deployment), HEALTHY_TIMEOUT_S):
+    new = tuple(replica for replica in deployment.replicas if replica.id in ids)
+    awaited = deployment.model_copy(update={"replicas": new or deployment.replicas})
+    if not fleet.gateway.wait(lambda: fleet.all_healthy(awaited), HEALTHY_TIMEOUT_S):
         raise ReplicaFailed(
             f"the gateway does not find every replica of version {deployment.version} healthy after"
             f" {HEALTHY_TIMEOUT_S:g} s, though they answered; see {fleet.gateway.folder}"

@@ -4,7 +4,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-from pipeline.fleet.starting import _with_starting
+import pytest
+
+from pipeline.errors import ReplicaFailed
+from pipeline.fleet.parts import Fleet
+from pipeline.fleet.starting import _with_starting, serve
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
 
 HAS = Deployment(
@@ -40,3 +44,22 @@ def test_where_places_are_few_one_is_added_at_a_time() -> None:
     """And none when all are there."""
     assert num_replicas(grown(MODEL, wanted=3, at_most=1)) == 2
     assert grown(MODEL, wanted=1, at_most=1) == MODEL
+
+
+def test_a_new_replica_does_not_wait_for_an_old_one_that_is_down() -> None:
+    """More are started just because the others cannot do the work."""
+    second = Replica(id="r-1", port=20_001, use="starting")
+    short = HAS.model_copy(update={"replicas": (*HAS.replicas, second)})
+    model = ModelFleet(name="m", generation=1, deployments=(short,))
+    fleet = SimpleNamespace(
+        change=lambda name, by, change: change(model),
+        gateway=SimpleNamespace(
+            healthy=lambda: {HAS.replicas[0].address: False, second.address: True},
+            wait=lambda condition, timeout_s: condition(),
+            folder="gateway",
+        ),
+        all_healthy=lambda found: Fleet.all_healthy(cast(Any, fleet), found),
+    )
+    serve(cast(Any, fleet), "m", 1, {"r-1"}, by=1)
+    with pytest.raises(ReplicaFailed, match="does not find every replica"):
+        serve(cast(Any, fleet), "m", 1, set(), by=1)
