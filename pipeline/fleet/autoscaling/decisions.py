@@ -28,12 +28,14 @@ class Observation(Contract):
     """Sum of the shares in use (0 to 1) of all replicas that answered."""
     complete: bool = True
     """Every replica answered; else the load is at least what is said here."""
+    per_working: float = 1.0
+    """Replicas for each one that is given requests: the others stand by in a further region, or are put aside."""
 
 
 def needed(observation: Observation, settings: Autoscale, share: float = 1.0) -> int:
     """How many replicas the load takes, each used to `share` of its target; within the bounds."""
-    by_requests = observation.requests / (settings.requests_per_replica * share)
-    by_cache = observation.kv_cache / (settings.kv_cache_share * share)
+    by_requests = observation.per_working * observation.requests / (settings.requests_per_replica * share)
+    by_cache = observation.per_working * observation.kv_cache / (settings.kv_cache_share * share)
     return _bounded(math.ceil(max(by_requests, by_cache) - 1e-9), settings)
 
 

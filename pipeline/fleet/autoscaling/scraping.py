@@ -43,7 +43,14 @@ def observe(replicas: Sequence[Replica]) -> Observation:
         requests=sum(requests for requests, _ in loads),
         kv_cache=sum(share for _, share in loads),
         complete=len(loads) == len(replicas),
+        per_working=_per_working(replicas),
     )
+
+
+def _per_working(replicas: Sequence[Replica]) -> float:
+    """The gateway sends everything to the first region that has a replica which is not put aside."""
+    ranks = [replica.rank for replica in replicas if replica.aside is None]
+    return len(replicas) / ranks.count(min(ranks)) if ranks else 1.0
 
 
 def _load(replica: Replica) -> tuple[float, float] | None:

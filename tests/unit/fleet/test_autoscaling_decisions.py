@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from pipeline.contracts.recipe import Autoscale, Rollout
 from pipeline.fleet.autoscaling.decisions import Observation, decide, initial_replicas, kept, needed, reason
-from pipeline.fleet.autoscaling.scraping import parse
-from pipeline.fleet.state import Deployment, Replica
+from pipeline.fleet.autoscaling.scraping import observe, parse
+from pipeline.fleet.state import Aside, Deployment, Replica
 
 SETTINGS = Autoscale(
     min_replicas=1, max_replicas=8, requests_per_replica=10, up_after_s=10, down_after_s=60, down_share=0.7
@@ -157,3 +157,18 @@ def test_a_replicas_load_is_read_from_its_gauges() -> None:
     assert parse(METRICS) == (6.0, 0.5)
     assert parse(METRICS.replace("kv_cache_usage_perc", "another")) is None
     assert parse(METRICS.replace("0.25", "broken")) is None
+
+
+def test_replicas_that_stand_by_in_another_region_do_none_of_the_work() -> None:
+    """Nor do those that are put aside: the load is that of the others alone."""
+    near = Replica(id="a-0", port=1, region="near", rank=0)
+    far = Replica(id="b-0", port=1, region="far", rank=1)
+    aside = near.model_copy(update={"id": "a-1", "aside": Aside(kind="slow", reason="slow", since=0.0)})
+    assert [observe(replicas).per_working for replicas in ([near], [near, far], [near, far, aside], [aside, far])] == [
+        1.0,
+        2.0,
+        3.0,
+        2.0,
+    ]
+    assert observe([aside]).per_working == 1.0
+    assert needed(one(requests=20, kv_cache=0.0).model_copy(update={"replicas": 2, "per_working": 2.0}), SETTINGS) == 4
