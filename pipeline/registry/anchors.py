@@ -3,6 +3,7 @@
 Each promotion by a rollout leaves one at the version that it promoted, as the tag `slipway.audit`.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Protocol
 
@@ -25,11 +26,16 @@ def drop_anchor(registry: Tags, home_path: Path, name: str, version: str) -> Non
     registry.tag(name, version, AUDIT_TAG, f"{head.number} {head.digest}")
 
 
-def anchors(registry: Registry) -> list[audit.Anchor]:
-    """Every digest that MLflow keeps. Raises TransientError: it does not answer."""
+def anchors(registry: Registry, models: Container[str]) -> list[audit.Anchor]:
+    """Every digest that MLflow keeps at versions of `models`. Others may be another fleet's, with a log of its own.
+
+    Raises:
+        TransientError: it does not answer.
+    """
     return [
         _anchor(found.tags[AUDIT_TAG], f"{name} version {found.version} in MLflow")
         for name in registry.names()
+        if name in models
         for found in registry.versions(name)
         if AUDIT_TAG in found.tags
     ]

@@ -127,8 +127,9 @@ def test_the_log_says_who_promoted_what_and_why(story: Story) -> None:
         ("retired", "rollout 1", "1"),
     ]
     assert told[6:8] == [("promote", "ada", "2"), ("planned", "ada", "2")]
-    kept = [anchor for anchor in anchors(story.registry) if story.name in anchor.where]
+    kept = anchors(story.registry, {story.name})
     assert len(kept) == 2
+    assert anchors(story.registry, {"another fleet's"}) == []
     assert audit.verify(story.rig.layout, kept).whole
 
 
