@@ -7,7 +7,7 @@ must not wait for it: `verify` finds the place.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,19 @@ def record(
         reason=reason,
         details=details or {},
     )
-    return _append(home, [event])[0]
+    return _append(home, lambda: [event])[0]
 
 
-def record_events(home: Layout | Path, source: str, events: Sequence[Event]) -> list[Entry]:
-    """Appends those of `events` that the log does not hold yet; harmless to repeat.
+def record_events(home: Layout | Path, source: str, events: Callable[[], Sequence[Event]]) -> list[Entry]:
+    """Appends those of the last `events` of a source that the log does not hold yet; harmless to repeat.
 
-    The last events of a source are handed over in the same order until they are recorded; only then come newer ones.
+    They are handed over in the same order until they are recorded; only then come newer ones. They are asked for while
+    no other process writes: who found them earlier might come after newer ones, and would write them twice.
     """
-    return _append(home, events, source=source) if events else []
+    return _append(home, events, source=source) if events() else []
 
 
-def _append(home: Layout | Path, events: Sequence[Event], source: str = "") -> list[Entry]:
+def _append(home: Layout | Path, find: Callable[[], Sequence[Event]], source: str = "") -> list[Entry]:
     folder = _folder(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder / "lock"):
@@ -100,6 +101,7 @@ def _append(home: Layout | Path, events: Sequence[Event], source: str = "") -> l
         try:
             known = read_head(home)
             head = _catch_up(descriptor, known or Head())
+            events = find()
             if source:
                 events = _unrecorded(events, head.last_events.get(source))
             entries: list[Entry] = []

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.audit.entries import GENESIS, Entry, parse
-from pipeline.audit.log import log_path, raw_lines, read_head
+from pipeline.audit.log import Head, log_path, raw_lines, read_head
 from pipeline.contracts.base import Contract, Digest
 from pipeline.errors import IntegrityError
 from pipeline.stack.layout import Layout
@@ -43,13 +43,14 @@ def verify(home: Layout | Path, anchors: Iterable[Anchor] = ()) -> Verification:
         anchors: digests that were kept elsewhere; see `pipeline.audit.anchors`.
     """
     wanted = list(anchors)
+    head = read_head(home)  # before the log, which then holds at least as much, whoever writes meanwhile
     digests: dict[int, str] = {}
     try:
         for position, line in enumerate(raw_lines(home), start=1):
             entry = _entry(line, position)
             _check_place(entry, position, digests.get(position - 1, GENESIS))
             digests[position] = entry.digest
-        _check_end(home, digests)
+        _check_end(head or read_head(home), digests)
         for anchor in wanted:
             _check_anchor(anchor, digests)
     except _Broken as fault:
@@ -92,8 +93,8 @@ def _check_place(entry: Entry, position: int, previous: str) -> None:
         )
 
 
-def _check_end(home: Layout | Path, digests: dict[int, str]) -> None:
-    head, last = read_head(home), len(digests)
+def _check_end(head: Head | None, digests: dict[int, str]) -> None:
+    last = len(digests)
     if head is None:
         if last > 1:
             raise _Broken(last + 1, "head.json is gone or damaged, so entries may be missing at the end")

@@ -32,7 +32,7 @@ class FleetFiles:
                 yield
             finally:
                 for name in self._touched:
-                    self._record(self.get(name))
+                    self._record(name)
                 self._touched.clear()
 
     def all(self) -> dict[str, ModelFleet]:
@@ -46,8 +46,8 @@ class FleetFiles:
     def write(self, model: ModelFleet) -> None:
         """Replaces the model's file. The caller holds the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._record(model.name)
         before = self.get(model.name)
-        self._record(before)
         model = model.model_copy(update={"unrecorded": events(before, model)})
         self._touched.add(model.name)
         write_atomically(self.folder / f"{model.name}.json", model.model_dump_json(indent=2) + "\n")
@@ -61,8 +61,8 @@ class FleetFiles:
 
     def record_all(self) -> None:
         """Brings to the audit log what somebody who was killed left to it. Needs no lock and is harmless to repeat."""
-        for model in self.all().values():
-            self._record(model)
+        for name in self.all():
+            self._record(name)
 
-    def _record(self, model: ModelFleet) -> None:
-        audit.record_events(self.home_path, model.name, model.unrecorded)
+    def _record(self, name: str) -> None:
+        audit.record_events(self.home_path, name, lambda: self.get(name).unrecorded)

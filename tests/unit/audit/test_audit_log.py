@@ -3,13 +3,15 @@
 import json
 import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import audit
+from pipeline.audit import verification
 from pipeline.audit.entries import GENESIS, Entry, Event
-from pipeline.audit.log import head_path, log_path
+from pipeline.audit.log import head_path, log_path, raw_lines
 from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import IntegrityError
 
@@ -161,6 +163,21 @@ def test_a_writer_killed_before_it_replaced_the_head_loses_nothing(tmp_path: Pat
     assert audit.verify(tmp_path).num_entries == 4
 
 
+def test_an_entry_that_is_written_while_somebody_verifies_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is replaced between the last line and the end of the check."""
+    fill(tmp_path, 2)
+
+    def lines_then_a_writer(home: Path) -> Iterator[bytes]:
+        yield from raw_lines(home)
+        fill(tmp_path, 1)
+
+    monkeypatch.setattr(verification, "raw_lines", lines_then_a_writer)
+    found = audit.verify(tmp_path)
+    assert (found.whole, found.num_entries) == (True, 2)
+
+
 def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
     """Nobody was told that it was written."""
     fill(tmp_path, 2)
@@ -175,15 +192,15 @@ def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
 def test_events_that_are_handed_over_again_are_written_once(tmp_path: Path) -> None:
     """Also where the first attempt wrote some of them only, or did not get to the head."""
     events = [Event(action=action, actor="rollout 7", model="m", source="m") for action in ("moved", "promoted")]
-    audit.record_events(tmp_path, "m", events[:1])
-    audit.record_events(tmp_path, "m", events)
+    audit.record_events(tmp_path, "m", lambda: events[:1])
+    audit.record_events(tmp_path, "m", lambda: events)
     before = head_path(tmp_path).read_bytes()
     others = [Event(action="moved", actor="rollout 1", model="n", source="n")]
-    audit.record_events(tmp_path, "n", others)
+    audit.record_events(tmp_path, "n", lambda: others)
     head_path(tmp_path).write_bytes(before)
     audit.record(tmp_path, action="pause", actor="ada", model="m")
-    audit.record_events(tmp_path, "n", others)
-    audit.record_events(tmp_path, "m", events)
+    audit.record_events(tmp_path, "n", lambda: others)
+    audit.record_events(tmp_path, "m", lambda: events)
     actions = [(entry.model, entry.action) for entry in audit.read_entries(tmp_path)]
     assert actions == [("m", "moved"), ("m", "promoted"), ("n", "moved"), ("m", "pause")]
 

@@ -134,6 +134,23 @@ def test_what_a_killed_writer_left_is_recorded_before_the_log_is_read(tmp_path: 
     assert [entry.action for entry in audit.read_entries(tmp_path)] == ["planned", "moved"]
 
 
+def test_who_reads_the_log_while_a_rollout_writes_doubles_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at the state and its turn at the log, the state moves on and is recorded."""
+    FleetFiles(tmp_path).write(planned("ada"))
+    found, reader, writer = FleetFiles.all, FleetFiles(tmp_path), FleetFiles(tmp_path)
+
+    def found_then_a_writer(files: FleetFiles) -> dict[str, ModelFleet]:
+        seen = found(files)
+        writer.update("m", lambda model: with_phase(model, 2, "shift", **ended("failed", "too slow")))
+        return seen
+
+    monkeypatch.setattr(FleetFiles, "all", found_then_a_writer)
+    reader.record_all()
+    assert [entry.action for entry in audit.read_entries(tmp_path)] == ["planned", "moved", "failed"]
+
+
 def test_a_state_that_was_removed_and_begun_anew_is_recorded_again(tmp_path: Path) -> None:
     """Its rollouts count from 1 again; the log goes on."""
     for _ in range(2):
