@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import TransientError
+from pipeline.fleet import epochs
+from pipeline.fleet.autoscaling import scraping
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.replicas import Replicas
-from pipeline.fleet.state import Deployment, ModelFleet, Paused, Rollout
+from pipeline.fleet.state import Deployment, ModelFleet, Paused, Replica, Rollout
 from pipeline.fleet.vllm import DRAIN_S
 from pipeline.registry.models import RegisteredVersion
 from pipeline.stack.layout import Layout
@@ -137,8 +139,8 @@ class Fleet:
         model = self.change(name, generation, lambda model: _each(model, lambda found: found.using("leaving", ids)))
         leaving = [replica for found in model.deployments for replica in found.replicas if replica.id in ids]
         addresses = {replica.address for replica in leaving}
-        self.gateway.wait(lambda: not self._takes_more(addresses) and not self._busy(name, addresses), DRAIN_S)
-        busy = self._busy(name, addresses)
+        self.gateway.wait(lambda: not self._takes_more(addresses) and not self._busy(name, leaving), DRAIN_S)
+        busy = self._busy(name, leaving)
         hanging = [replica for replica in leaving if replica.address in busy]
         if hanging:
             self.say(f"{', '.join(replica.id for replica in hanging)}: requests still hang after {DRAIN_S} s; ended")
@@ -153,9 +155,14 @@ class Fleet:
         health = self.gateway.healthy() or {}
         return any(health.get(address, False) for address in addresses)
 
-    def _busy(self, name: str, addresses: set[str]) -> set[str]:
-        """Those of `addresses` that still answer something, whichever of the model's clusters it came by."""
-        return self.gateway.active_addresses(name) & addresses
+    def _busy(self, name: str, replicas: list[Replica]) -> set[str]:
+        """The addresses of those that still answer something, whichever of the model's clusters it came by.
+
+        What came by the Envoy before the present one is not among the latter's figures: then they are asked themselves.
+        """
+        active = self.gateway.active_addresses(name)
+        asked = epochs.read_standing(self.gateway.folder).draining is not None
+        return {found.address for found in replicas if found.address in active or (asked and scraping.is_busy(found))}
 
 
 def _each(model: ModelFleet, change: Callable[[Deployment], Deployment]) -> ModelFleet:

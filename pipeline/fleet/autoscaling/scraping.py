@@ -53,6 +53,12 @@ def _per_working(replicas: Sequence[Replica]) -> float:
     return len(replicas) / ranks.count(min(ranks)) if ranks else 1.0
 
 
+def is_busy(replica: Replica) -> bool:
+    """Whether it says that it runs a request or holds one in its queue."""
+    load = _load(replica)
+    return load is not None and load[0] > 0
+
+
 def _load(replica: Replica) -> tuple[float, float] | None:
     try:
         answer = httpx.get(f"http://{replica.address}/metrics", timeout=TIMEOUT_S, trust_env=False)
