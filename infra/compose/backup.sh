@@ -1,6 +1,7 @@
 #!/bin/sh
 # Saves what the stack in docker compose cannot make again: the databases, the bucket, recipes, data, the logs of tasks,
-# the audit log, and the public keys whose signatures are trusted. Not the gateway's access log, the figures of Prometheus and the users of Grafana.
+# the audit log, the digests of clients' keys, and the public keys whose signatures are trusted. Not the gateway's access
+# log, the figures of Prometheus and the users of Grafana.
 #
 #   infra/compose/backup.sh FOLDER      while the stack runs; quiet hours give a backup of one moment
 #
@@ -21,6 +22,7 @@ docker compose run --rm -T --no-deps --entrypoint python cli \
 # tar ends with 1 when a file grew while it was read, as a log may. By name: audit/head.json before the log, which then
 # holds at least as much as the head says.
 docker compose run --rm -T --no-deps --entrypoint sh cli -c \
-    'tar -C /var/lib/slipway --sort=name -cf - recipes data logs/airflow signing audit || [ $? -eq 1 ]' >"$folder/home.tar"
+    'cd /var/lib/slipway; clients=fleet/doors/keys.json; [ -e $clients ] || clients=
+    tar --sort=name -cf - recipes data logs/airflow signing audit $clients || [ $? -eq 1 ]' >"$folder/home.tar"
 mv "$folder" "$whole"
 ls -l "$whole"

@@ -24,7 +24,9 @@ docker compose exec -T postgres psql --quiet -U slipway -d mlflow \
     -c "DELETE FROM registered_model_aliases WHERE alias = 'serving'"
 docker compose run --rm -T --no-deps --entrypoint python cli \
     -m pipeline.stack.in_compose run python -m pipeline.stack.bucket_backup load <"$folder/bucket.tar"
-# An audit log that is here already stays: it goes on, and putting back an older one would cut it off.
+# An audit log that is here already stays: it goes on, and putting back an older one would cut it off. So do the keys of
+# clients that are here: among older ones there may be some that were revoked since.
 docker compose run --rm -T --no-deps --entrypoint sh cli -c \
-    'cd /var/lib/slipway; [ -s audit/log.jsonl ] && keep=--exclude=audit || keep=; exec tar $keep -xf -' <"$folder/home.tar"
+    'cd /var/lib/slipway; [ -s audit/log.jsonl ] && keep=--exclude=audit || keep=
+    [ -s fleet/doors/keys.json ] && keep="$keep --exclude=fleet/doors/keys.json"; exec tar $keep -xf -' <"$folder/home.tar"
 docker compose up --detach --wait
