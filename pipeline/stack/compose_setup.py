@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SlipwayError, SpecError, TransientError
+from pipeline.fleet.doors import tls
 from pipeline.recipe_files import known_recipes
 from pipeline.settings import Settings
 from pipeline.signing import keys
@@ -34,10 +35,19 @@ def set_up(configured: Settings, folder: Path) -> None:
     """
     layout = Layout(configured.home_path)
     layout.create()
-    write_json(layout.stack_path, compose_services.ports(configured))
+    write_ports(configured, layout)
     trust_signer(layout, folder)
     create_databases(folder)
     create_bucket(configured, folder)
+
+
+def write_ports(configured: Settings, layout: Layout) -> None:
+    """A gateway that runs goes on speaking TLS with clients, if it did when it started."""
+    ports = compose_services.ports(configured)
+    if tls.certificate_of(layout) is not None:
+        public = ports.public_url("gateway").replace("http://", "https://", 1)
+        ports = ports.model_copy(update={"public": {**ports.public, "gateway": public}})
+    write_json(layout.stack_path, ports)
 
 
 def trust_signer(layout: Layout, folder: Path) -> None:

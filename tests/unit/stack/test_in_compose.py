@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SpecError, TransientError
+from pipeline.fleet.doors import tls
 from pipeline.settings import Settings, load
 from pipeline.stack import compose_services, compose_setup, container_check, in_compose
 from pipeline.stack.compose_init import SECRETS, generate
@@ -120,6 +121,18 @@ def test_the_gateway_takes_the_clients_key_from_its_secret(configured: Settings,
     assert listener["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 8000}
     admin = json.loads((layout.gateway_path / "bootstrap.json").read_text())["admin"]
     assert admin["address"]["socket_address"] == {"address": "10.213.200.5", "port_value": 9901}
+
+
+@pytest.mark.parametrize("chosen", ["https", "http"])
+def test_another_setup_leaves_the_gateways_address_as_it_is(configured: Settings, chosen: str) -> None:
+    """`docker compose up` runs it again while the gateway goes on."""
+    layout = Layout(configured.home_path)
+    if chosen == "https":
+        tls_path = layout.gateway_path / "tls.json"
+        compose_setup.write_json(tls_path, tls.Certificate(cert_path="/tls/tls.crt", key_path="/tls/tls.key"))
+    compose_setup.write_ports(configured, layout)
+    assert layout.ports().public_url("gateway").startswith(f"{chosen}://127.0.0.1:")
+    assert layout.ports().public_url("airflow") == "http://127.0.0.1:18080"
 
 
 def test_a_gateway_that_is_not_in_the_fleets_network_does_not_start(
