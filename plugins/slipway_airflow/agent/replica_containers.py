@@ -87,21 +87,26 @@ class ReplicaContainers:
         self._run(plan)
 
     def restore(self) -> list[str]:
-        """Starts what should run and does not, as after `docker compose down` and `up`; what could not be, and why."""
+        """Starts what should run and does not, as after `docker compose down` and `up`; what could not be, and why.
+
+        What runs goes on, also where a release before this one wrote its plan in other words.
+        """
         failures = []
         for path in sorted(self.plans_path.glob("*.json")):
             try:
                 plan = ReplicaPlan.model_validate_json(path.read_bytes())
                 check_plan(path.stem, plan, self.settings)
-                self._run(plan)
+                self._run(plan, keep_running=True)
             except (SlipwayError, ValueError) as error:
                 failures.append(f"{path.stem} is not there again: {error}")
         return failures
 
-    def _run(self, plan: ReplicaPlan) -> None:
+    def _run(self, plan: ReplicaPlan, *, keep_running: bool = False) -> None:
         wanted = sha256_hex(canonical_json(plan.model_dump(mode="json")))
         with engine_errors(f"start replica {plan.replica.id}"):
             known = self._find(plan.replica.id)
+            if keep_running and known is not None and known.status in ("running", "restarting"):
+                return
             if known is not None and known.labels.get(PLAN_LABEL) != wanted:
                 known.remove(force=True)
                 known = None
