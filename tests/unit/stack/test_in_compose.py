@@ -135,6 +135,31 @@ def test_another_setup_leaves_the_gateways_address_as_it_is(configured: Settings
     assert layout.ports().public_url("airflow") == "http://127.0.0.1:18080"
 
 
+@pytest.mark.usefixtures("_names")
+@pytest.mark.parametrize("was_good", [True, False])
+def test_a_gateway_that_starts_while_its_certificate_is_renewed_shows_the_one_before(
+    configured: Settings, tmp_path: Path, *, was_good: bool
+) -> None:
+    """Half of a new pair keeps no client out; a first one that is no good does."""
+    layout, folder = Layout(configured.home_path), tmp_path / "tls"
+    folder.mkdir()
+    (folder / "tls.crt").write_text("half of it")
+    compose_setup.write_ports(configured, layout)
+    if was_good:
+        compose_setup.write_json(layout.gateway_path / "tls.json", tls.certificate_in(folder))
+        tls.secret_path(layout).parent.mkdir(parents=True)
+        tls.secret_path(layout).write_text("shown")
+    configured = configured.model_copy(update={"tls_path": folder})
+    if not was_good:
+        with pytest.raises(SpecError, match=r"tls\.crt"):
+            run("gateway", configured)
+        return
+    run("gateway", configured)
+    listener = json.loads((layout.gateway_path / "xds" / "lds.json").read_text())["resources"][0]
+    assert [chain["name"] for chain in listener["filter_chains"]] == ["tls", "own"]
+    assert tls.secret_path(layout).read_text() == "shown"
+
+
 def test_a_gateway_that_is_not_in_the_fleets_network_does_not_start(
     configured: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
