@@ -135,9 +135,16 @@ def runs_as_wanted(folder: Path) -> bool:
     if wanted is None or standing.current is None:
         return False
     if standing.refused == wanted.digest:
-        raise TransientError(f"the gateway's next epoch did not come up: {standing.reason}; the one before goes on")
+        raise _refused(standing)
     is_next = standing.draining is not None and standing.coming is None
     return (standing.current.wanted == wanted.digest or is_next) and server_info(folder) is not None
+
+
+def _refused(standing: Standing) -> TransientError:
+    return TransientError(
+        f"the gateway's next epoch did not come up: {standing.reason}; the one before goes on. Once what kept it is"
+        " mended, `slipway gateway restart` tries again"
+    )
 
 
 def await_epoch(folder: Path, wanted: Wanted, timeout_s: float, poll_s: float = POLL_S) -> Epoch:
@@ -152,7 +159,7 @@ def await_epoch(folder: Path, wanted: Wanted, timeout_s: float, poll_s: float = 
         if standing.current and standing.current.wanted == wanted.digest:
             return standing.current
         if standing.refused == wanted.digest:
-            raise TransientError(f"the gateway's next epoch did not come up: {standing.reason}; the one before goes on")
+            raise _refused(standing)
         time.sleep(poll_s)
     draining = read_standing(folder).draining
     why = (
