@@ -121,6 +121,7 @@ def test_a_dead_canary_is_taken_back(scene: Scene) -> None:
     assert scene.clients.report().failed == scene.clients.report().broken_streams
 
 
+@pytest.mark.drill
 def test_the_alias_is_moved_on(scene: Scene) -> None:
     """The newer rollout takes over; the version that nobody wants any more is gone."""
     began = time.time()
@@ -144,6 +145,7 @@ def test_the_alias_is_moved_back(scene: Scene) -> None:
     assert state.serving.version == "1"
 
 
+@pytest.mark.drill
 def test_two_people_at_once(scene: Scene) -> None:
     """One takes the version back while another promotes a third: what the alias says in the end is what is served."""
     began = time.time()

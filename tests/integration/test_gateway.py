@@ -136,7 +136,7 @@ def test_only_the_probes_key_may_force_a_version(rig: Rig) -> None:
 
 def test_a_stream_arrives_in_pieces_and_outlives_the_move_of_all_traffic(rig: Rig) -> None:
     """Server-sent events are not buffered, and a weight change ends no stream."""
-    chunks, chunk_s = 20, 0.5
+    chunks, chunk_s = 10, 0.5
     rig.behave("1", chunks=chunks, chunk_s=chunk_s)
     body = {"model": MODEL, "stream": True}
     headers = {"authorization": f"Bearer {rig.key}"}
