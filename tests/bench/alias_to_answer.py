@@ -34,6 +34,7 @@ SETTINGS = {
     "rollout.step_s": 1,
     "rollout.keep_warm_s": 0,
     "rollout.max_latency_ratio": 50,
+    "rollout.max_score_drop": 1,
 }
 
 

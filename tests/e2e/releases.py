@@ -29,6 +29,8 @@ def flags(rows: Rows, **overrides: object) -> list[str]:
         "finetune.checkpoint_every_steps": 10,
         "gates.min_score": 0,
         "gates.champion_margin": 1,
+        # Nor does it answer as well as the version before, which a rollout would see.
+        "rollout.max_score_drop": 1,
         "rollout.steps": "[50, 100]",
         "rollout.step_s": 1,
         "rollout.keep_warm_s": 600,
