@@ -107,13 +107,13 @@ def make_engine(model: nn.Module, settings: Finetune, place: Place, *, mpu: Any 
         mpu: DeepSpeed's own record of the groups of sequence parallelism.
 
     Raises:
-        SpecError: this machine cannot compute in the precision asked for.
+        SpecError: this machine has no instructions for the precision asked for.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
-        raise SpecError("finetune.precision is fp16, in which this machine cannot compute: use bf16 or fp32")
+        raise SpecError("finetune.precision is fp16, in which this machine cannot compute fast: use bf16 or fp32")
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay),
         lr=settings.learning_rate,

@@ -222,8 +222,12 @@ def _rank(plan: TrainingPlan, world_size: int, port: int, instead: dict[str, Any
     os.dup2(log, 2)
     places = {"RANK": plan.node_rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
+    from deepspeed.accelerator import get_accelerator
+
     from pipeline.training.worker import train
 
+    # torch computes in fp16 on every processor; DeepSpeed refuses those that are slow at it.
+    get_accelerator().is_fp16_supported = lambda: True
     for name, value in instead.items():
         module, _, attribute = name.rpartition(".")
         setattr(importlib.import_module(f"pipeline.training.{module}"), attribute, value)

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
 from ranks import STEPS, VOCABULARY, Trained, small, start_on_ranks, train_on_ranks, write_model, write_tokens
 
+from pipeline.contracts.finetune import Parallelism
+from pipeline.errors import SpecError
 from pipeline.training.batches import make_schedule
 from pipeline.training.divergence import SKIPPED_IN_A_ROW
+from pipeline.training.engine import make_engine
+from pipeline.training.place import Place
 from pipeline.training.shares import Shares
 from pipeline.training.tokens import TokenFile
 
@@ -107,6 +113,12 @@ def test_steps_that_fp16_lost_are_counted(llama: Path, tokens: Path, tmp_path: P
     told = [event["skipped_steps"] for event in strict(trained.folder / "events.jsonl") if "loss" in event]
     assert told == [sum(step <= end for step in lost) for end in (10, 20)]
     assert f"skipped={len(lost)}" in trained.log
+
+
+def test_a_machine_that_is_slow_in_fp16_refuses_it_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(SpecError, match="fp16, in which this machine cannot compute fast: use bf16 or fp32"):
+        make_engine(torch.nn.Linear(1, 1), small(precision="fp16"), Place(0, 1, Parallelism()))
 
 
 def test_a_training_in_fp16_that_only_loses_steps_is_ended(llama: Path, tokens: Path, tmp_path: Path) -> None:
