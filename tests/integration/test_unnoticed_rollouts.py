@@ -13,8 +13,10 @@ from openai_load import Running, openai_clients
 
 from pipeline.commands.keys import bring, change
 from pipeline.fleet import gateway
+from pipeline.fleet.autoscaling.scaling import Scaler
 from pipeline.fleet.doors.keys import Allowed, clock, create, rotate
 from pipeline.fleet.operations import pause, resume, rollback
+from pipeline.fleet.state import Deployment
 
 pytestmark = pytest.mark.integration
 
@@ -79,8 +81,7 @@ class Deeds:
             seen = self.clients.report().versions[version]
             assert self.rig.gateway.wait(lambda: self.clients.report().versions[version] > seen, 60)
             pause(self.rig.layout, MODEL, by="a person", reason="to look at it")
-            held = self.clients.report().requests
-            assert self.rig.gateway.wait(lambda: self.clients.report().requests > held + 300, 60)
+            self.requests_more(300)
             resume(self.rig.layout, MODEL, by="a person", reason="it is fine")
             assert {result.phase: result.outcome for result in rollout.result(120)}["promote"] == "done"
 
@@ -100,6 +101,26 @@ class Deeds:
         """Another Envoy takes over."""
         gateway.restart(self.rig.layout, drain_s=5)
 
+    def scale_up_and_down(self) -> None:
+        """One replica more, which answers, and one fewer."""
+        for step in (1, -1):
+            model, deployment = self.rig.state(), self.serving()
+            Scaler(self.rig.fleet).scale(model, deployment, len(deployment.serving) + step, "somebody wants it")
+            addresses = {replica.address for replica in self.serving().replicas}
+            self.reach(deployment.generation, addresses)
+            self.requests_more(300)
+
+    def reach(self, generation: int, addresses: set[str]) -> None:
+        """Waits until the gateway sends requests to these and no others."""
+        assert self.rig.gateway.wait(lambda: set(self.rig.gateway.hosts(MODEL, generation)) == addresses, 60)
+
+    def serving(self) -> Deployment:
+        model = self.rig.state()
+        assert model.serving is not None
+        found = model.deployment(model.serving.deployment)
+        assert found is not None
+        return found
+
     def rotate_the_key(self) -> None:
         """The clients are given a key of their own, then the next, while the one before still counts."""
         fresh = change(self.rig.layout, "key-created", "load", lambda ring: create(ring, "load", Allowed(), clock()))
@@ -111,8 +132,11 @@ class Deeds:
 
     def use(self, key: str) -> None:
         self.clients.use_key(key)
+        self.requests_more(300)
+
+    def requests_more(self, count: int) -> None:
         asked = self.clients.report().requests
-        assert self.rig.gateway.wait(lambda: self.clients.report().requests > asked + 300, 60)
+        assert self.rig.gateway.wait(lambda: self.clients.report().requests > asked + count, 60)
 
 
 DEEDS: dict[str, Callable[[Deeds], None]] = {
@@ -121,6 +145,7 @@ DEEDS: dict[str, Callable[[Deeds], None]] = {
     "a rollback by a person": lambda deeds: deeds.go_back(),
     "a version that is slow": lambda deeds: deeds.refuse("5", delay_s=0.4),
     "a restart of the gateway": lambda deeds: deeds.restart_the_gateway(),
+    "replicas that come and go": lambda deeds: deeds.scale_up_and_down(),
     "a rollout that is paused and resumed": lambda deeds: deeds.pause_and_resume("6"),
     "another key": lambda deeds: deeds.rotate_the_key(),
     "the alias moved on and back": lambda deeds: deeds.move_the_alias_on_and_back("7"),
