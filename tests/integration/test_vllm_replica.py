@@ -1,4 +1,7 @@
-"""Rollouts with real vLLM replicas: a tiny model as it is, then its 4-bit form."""
+"""A rollout of a real vLLM replica: a tiny model in its 4-bit form, whose kernels are its own.
+
+End-to-end tests serve models as they were trained, and roll out one real replica after another.
+"""
 
 import json
 import re
@@ -25,7 +28,7 @@ FOREIGN = re.compile(r"\[?W\d{4} .*|Found duplicate keys .*|\S+:\d+: \w+Warning:
 """Lines of an engine's log that are no JSON: what torch and C libraries warn of while they load, vLLM's parser of
 options, Python's own warnings with the line that they are about, and the progress of loading."""
 
-MAKE_FORMS = """
+MAKE_BUNDLE = """
 import sys
 from pathlib import Path
 from pipeline.compression import export
@@ -35,45 +38,37 @@ folder = Path(sys.argv[1])
 tiny_llama.write_model(folder / "none", hidden_size=128, intermediate_size=384, steps=0)
 export.quantize(folder / "none", folder / "w4a16", scheme="w4a16", calibration_ids=[[1, 2, 3, 4]] * 4)
 """
-FORMS = {"1": "none", "2": "w4a16"}
-"""Of each version."""
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A fleet whose replicas are vLLM, and which serves the first version."""
+    """A fleet whose replicas are vLLM, and which serves a version."""
     folder = tmp_path_factory.mktemp("vllm")
     rig = Rig(folder)
     python = settings.load().python_path("model")
     made = subprocess.run(
-        [str(python), "-c", MAKE_FORMS, str(folder / "made")], cwd=ROOT, capture_output=True, text=True, check=False
+        [str(python), "-c", MAKE_BUNDLE, str(folder / "made")], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stderr
     engine = VllmEngine(rig.layout, settings.load().python_path("serve"))
     rig.fleet.replicas = Replicas(LocalReplicas(rig.supervisor, engine))
-    rig.fleet.fetch_bundle = lambda registered: folder / "made" / FORMS[registered.version]
+    rig.fleet.fetch_bundle = lambda registered: folder / "made" / "w4a16"
     try:
         rig.up()
         rig.registry.configure(replicas=1, ready_timeout_s=400.0, kv_cache_mib=32, max_model_len=64)
-        roll_out(rig, "1")
+        results = rig.roll_out("1")
+        assert [result.outcome for result in results] == ["done", "done", "healthy", "done", "done"], rig.said
         yield rig
     finally:
         rig.supervisor.stop()
 
 
-def roll_out(rig: Rig, version: str) -> None:
-    """To its end; the gateway's answers are that version's then."""
-    results = rig.roll_out(version)
-    assert [result.outcome for result in results] == ["done", "done", "healthy", "done", "done"], rig.said
+def test_a_real_engine_answers_and_says_its_version(rig: Rig) -> None:
+    """Other models are unknown."""
     answer = rig.ask()
     assert answer.status_code == 200, answer.text
-    assert answer.headers["x-slipway-version"] == version
+    assert answer.headers["x-slipway-version"] == "1"
     assert answer.json()["model"] == MODEL
-
-
-def test_a_real_engine_is_rolled_out_and_says_its_version(rig: Rig) -> None:
-    """A model as it was trained is there, its 4-bit form follows, with kernels of its own; other models are unknown."""
-    roll_out(rig, "2")
     assert rig.ask("nobody").status_code == 404
 
 
