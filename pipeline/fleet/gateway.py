@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
@@ -26,7 +28,7 @@ from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
 from pipeline.settings import ROOT
-from pipeline.stack import jobs_part
+from pipeline.stack import jobs_part, loopback
 from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program
 
@@ -286,11 +288,9 @@ class Gateway:
 
     def _ask(self, path: str, parameters: dict[str, str] | None = None, *, method: str = "GET") -> Any:
         """Envoy's answer as JSON; None if it is none, or does not come now."""
-        import httpx
-
         url = f"{self.layout.ports().url('gateway_admin')}{path}"
         try:
-            return httpx.request(method, url, params=parameters, timeout=5.0, trust_env=False).raise_for_status().json()
+            return loopback.client().request(method, url, params=parameters).raise_for_status().json()
         except (httpx.HTTPError, ValueError):
             return None
 

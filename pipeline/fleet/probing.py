@@ -65,6 +65,7 @@ class Probing:
             headers={"authorization": f"Bearer {probe_key(self.fleet.layout)}"},
             timeout=PROBE_TIMEOUT_S,
             trust_env=False,
+            verify=False,
         )
 
     def close(self) -> None:

@@ -240,6 +240,7 @@ class Rig:
             headers={"authorization": f"Bearer {key or self.key}", **headers},
             timeout=30,
             trust_env=False,
+            verify=False,
         )
 
     @contextmanager
@@ -270,7 +271,8 @@ class Load:
     def run(self) -> None:
         headers = {"authorization": f"Bearer {self.rig.key}"}
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
-        with httpx.Client(base_url=self.rig.gateway.url, headers=headers, timeout=30, trust_env=False) as client:
+        url = self.rig.gateway.url
+        with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False, verify=False) as client:
             while not self.over.is_set():
                 try:
                     answer = client.post("/v1/chat/completions", json=body)
