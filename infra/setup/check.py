@@ -88,7 +88,7 @@ STAGES = (
         ),
     ),
     (
-        Suite("model", "integration", MODEL["integration"]),
+        Suite("model", "integration", MODEL["integration"], side_by_side=2),
         Suite("serve", "integration", SERVE["integration"]),
     ),
     (
