@@ -28,7 +28,8 @@ class Verification(Contract):
     """Of the last of those."""
     num_anchors: int = 0
     broken_number: int | None = None
-    """The first entry that is missing, altered, or out of its place."""
+    """The first entry that is missing, altered, or out of its place; None also where only a digest that is kept
+    elsewhere was changed."""
     reason: str
 
 

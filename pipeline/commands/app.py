@@ -285,7 +285,8 @@ def chat(
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say this and leave.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     canary: Annotated[
-        bool, typer.Option("--canary", help="Ask the canary; the key must be allowed to choose.")
+        bool,
+        typer.Option("--canary", help="Ask the version that a rollout has on trial. Needs a key that may choose."),
     ] = False,
     key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A client's key, instead of the stack's.")
@@ -294,6 +295,9 @@ def chat(
     """Talk to a served model through the gateway. After each answer: which version gave it, and the request's id.
 
     Example: `slipway chat demo --message "where is my parcel?"`
+
+    The canary, whatever its share of the traffic, answers a client that may choose:
+    `slipway keys create tester --may-choose > tester.key`, then `slipway chat demo --canary --key-file tester.key`
     """
     from pipeline.commands import chat as command
 

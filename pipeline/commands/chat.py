@@ -18,6 +18,10 @@ from pipeline.fleet.state import read_fleet
 from pipeline.stack.layout import Layout
 
 TIMEOUT_S = 120.0
+HOW_TO_CHOOSE = (
+    "`slipway keys create NAME --may-choose > FILE` makes a key that may, and `slipway chat --canary --key-file FILE`"
+    " uses it"
+)
 
 
 class Wish(Contract):
@@ -37,13 +41,15 @@ def chat(name: str | None, message: str | None, *, max_tokens: int, canary: bool
         key_path: a file that holds the key; None: the stack's own.
 
     Raises:
-        SpecError: no such model is served.
+        SpecError: no such model is served; or it has no canary, or the key may not choose it.
         TransientError: the gateway does not answer.
     """
     layout, _ = here()
     model = served_model(layout, name)
     if canary and read_fleet(layout.home_path)[model].canary is None:
         raise SpecError(f"{model} has no canary now: `slipway rollout status {model}` says how far its rollout is")
+    if canary and key_path is None:
+        raise SpecError(f"the stack's own key may not choose who answers: {HOW_TO_CHOOSE}")
     key = layout.access().api_key if key_path is None else _read_key(key_path)
     wish = Wish(key=key, max_tokens=max_tokens, canary=canary)
     if message is not None:
@@ -92,11 +98,11 @@ def answer(layout: Layout, model: str, message: str, wish: Wish) -> None:
         with httpx.stream("POST", url, json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False) as response:
             if response.status_code != 200:
                 raise SpecError(f"the gateway answered {response.status_code}: {response.read().decode()[:500]}")
+            if wish.canary:
+                _refuse_other_than_canary(layout, model, response.headers)
             for piece in pieces(response.iter_lines()):
                 console.print(piece, end="", markup=False)
             console.print(f"\n[dim]{model} {origin(response.headers)}[/dim]")
-            if wish.canary:
-                _refuse_other_than_canary(layout, model, response.headers)
     except httpx.TransportError as error:
         raise TransientError(f"the gateway at {url} does not answer ({error}): run `./slipway up`") from error
 
@@ -113,8 +119,8 @@ def _refuse_other_than_canary(layout: Layout, model: str, headers: Mapping[str, 
     canary = read_fleet(layout.home_path)[model].canary
     if canary and headers.get("x-slipway-generation") != str(canary.deployment):
         raise SpecError(
-            f"that was not the canary, version {canary.version}: this key may not choose, or the canary cannot answer;"
-            " `slipway keys create NAME --may-choose` makes one that may, and --key-file FILE uses it"
+            f"not the canary, version {canary.version}, would have answered, but {origin(headers)}: this key may not"
+            f" choose, or the canary cannot answer; {HOW_TO_CHOOSE}"
         )
 
 

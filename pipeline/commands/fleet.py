@@ -9,7 +9,8 @@ from rich.table import Table
 
 from pipeline.commands.output import console, here, in_seconds
 from pipeline.errors import SpecError
-from pipeline.fleet.state import ModelView, Rollout, Served, outcome_of, read_fleet, role_of
+from pipeline.fleet.analysis.live import FleetView, view_fleet
+from pipeline.fleet.state import ModelView, Rollout, Served, outcome_of, role_of
 
 SHOWN_ROLLOUTS = 5
 HEALTH = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}
@@ -20,26 +21,33 @@ def show(name: str | None, *, as_json: bool) -> None:
     """Prints every model, or the one that is asked for.
 
     Raises:
-        SpecError: the fleet has no such model; the message names those that it has.
+        SpecError: the fleet has no such model; the message names those that it has. Or a file cannot be read: what the
+            others say is printed first.
     """
     layout, _ = here()
-    found = chosen(read_fleet(layout.home_path), name)
+    fleet = view_fleet(layout.home_path)
+    found = chosen(fleet, name)
     if as_json:
         print(json.dumps({model.name: as_plain(model) for model in found}, indent=2))
-    elif not found:
+    elif not found and not fleet.damaged:
         console.print("Nothing was rolled out yet: `./slipway release demo` makes a first version.")
     for model in () if as_json else found:
         console.print(heading(model), soft_wrap=True)
         console.print(replicas_table(model))
+        for line in aside_lines(model):
+            console.print(line, soft_wrap=True)
         console.print(rollouts_table(model))
         console.print()
+    if damaged := [file.reason for file in fleet.damaged if name in (None, file.model)]:
+        raise SpecError("; ".join(damaged))
 
 
-def chosen(fleet: dict[str, ModelView], name: str | None) -> list[ModelView]:
+def chosen(fleet: FleetView, name: str | None) -> list[ModelView]:
     """All models, or the one called `name`."""
-    if name is not None and name not in fleet:
-        raise SpecError(f"the fleet has no model {name!r}; it has {', '.join(fleet) or 'none yet'}")
-    return [model for model in fleet.values() if name in (None, model.name)]
+    if name is not None and name not in fleet.models:
+        known = f"the fleet has no model {name!r}; it has {', '.join(fleet.models) or 'none yet'}"
+        raise SpecError(fleet.damage_of(name) or known)
+    return [model for model in fleet.models.values() if name in (None, model.name)]
 
 
 def as_plain(model: ModelView) -> dict[str, Any]:
@@ -73,8 +81,20 @@ def replicas_table(model: ModelView) -> Table:
         role = role_of(model, replica.generation)
         use = role if replica.use == "serving" else f"{role}, {replica.use}"
         cells = (replica.version, use, replica.id, address)
-        table.add_row(*cells, HEALTH[replica.healthy], f"{replica.weight:g} %")
+        health = HEALTH[replica.healthy] if replica.aside is None else f"[red]put aside: {replica.aside.kind}[/red]"
+        table.add_row(*cells, health, f"{replica.weight:g} %")
     return table
+
+
+def aside_lines(model: ModelView) -> list[str]:
+    """Why each replica that is given nothing was put aside, and for how long it has been."""
+    now = time.time()
+    return [
+        f"[red]{replica.id}[/red] put aside for {in_seconds(max(0.0, now - replica.aside.since))}:"
+        f" {escape(replica.aside.reason)}"
+        for replica in model.replicas
+        if replica.aside
+    ]
 
 
 def rollouts_table(model: ModelView) -> Table:

@@ -15,8 +15,8 @@ from pipeline.commands.output import console, here
 from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DONE, SpecError
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.analysis.live import Judgement, read_judgement
-from pipeline.fleet.state import ModelView, Rollout, outcome_of, read_fleet, said
+from pipeline.fleet.analysis.live import Judgement, view_fleet
+from pipeline.fleet.state import ModelView, Rollout, outcome_of, said
 from pipeline.stack.layout import Layout
 
 POLL_S = 0.5
@@ -51,6 +51,8 @@ class Progress(Contract):
     """That the rollout sent it itself in this step."""
     comparisons: tuple[Comparison, ...] = ()
     """As they are now, or as they were at the end."""
+    damaged: str = ""
+    """What of it cannot be read, and what to do; empty if all of it can."""
 
 
 def show(name: str, *, watch: bool, as_json: bool) -> int:
@@ -106,14 +108,13 @@ def _lines(layout: Layout, name: str) -> Progress:
 
 def look(layout: Layout, name: str) -> Progress:
     """The newest rollout of `name` as it is now."""
-    (model,) = chosen(read_fleet(layout.home_path), name)
+    fleet = view_fleet(layout.home_path)
+    (model,) = chosen(fleet, name)
     if not model.history:
         raise SpecError(f"{name} was never rolled out: make a version its champion with `./slipway promote {name} 1`")
     rollout = model.history[-1]
     running = rollout.outcome == "running"
-    judgement = read_judgement(layout.home_path, name)
-    if judgement and judgement.generation != rollout.generation:
-        judgement = None
+    judgement = fleet.judgements.get(name)
     return Progress(
         name=name,
         generation=rollout.generation,
@@ -128,6 +129,7 @@ def look(layout: Layout, name: str) -> Progress:
         client_requests=judgement.client_requests if judgement else 0,
         probes=judgement.probes if judgement else 0,
         comparisons=judgement.comparisons if judgement and running else rollout.comparisons,
+        damaged=fleet.damage_of(name),
     )
 
 
@@ -175,6 +177,8 @@ def _head(progress: Progress) -> list[str]:
         lines.append(f"  waits for {escape(progress.waits_for)}")
     if progress.reason:
         lines.append(f"  {escape(progress.reason)}")
+    if progress.damaged:
+        lines.append(f"  [red]{escape(progress.damaged)}[/red]")
     return lines
 
 
@@ -208,6 +212,6 @@ def _figure(value: float | None, unit: str) -> str:
 
 def _line(progress: Progress) -> str:
     what = progress.waits_for and f"waits for {progress.waits_for}"
-    return f"{progress.name} rollout {progress.generation}: {progress.outcome} {progress.duration}  " + (
-        what or progress.reason or f"version {progress.version} has {progress.weight} % of the traffic"
-    )
+    told = what or progress.reason or f"version {progress.version} has {progress.weight} % of the traffic"
+    also = f"; {progress.damaged}" if progress.damaged else ""
+    return f"{progress.name} rollout {progress.generation}: {progress.outcome} {progress.duration}  {told}{also}"

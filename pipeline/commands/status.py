@@ -3,15 +3,18 @@
 import json
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import settings
 from pipeline.commands.output import console, here
-from pipeline.fleet.state import ModelView, read_fleet
+from pipeline.fleet.analysis.live import view_fleet
+from pipeline.fleet.state import ModelView
 from pipeline.stack import loopback, mlflow_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor
 
+HEALTH = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not in the gateway[/dim]"}
 COLOURS = {"RUNNING": "green", "STARTING": "yellow", "BACKOFF": "red", "FATAL": "red", "EXITED": "red"}
 
 
@@ -31,8 +34,9 @@ def collect(layout: Layout) -> dict[str, Any]:
         SpecError: the stack was never started here.
     """
     ports, credentials = layout.ports(), layout.access()
-    fleet, champions = read_fleet(layout.home_path), champion_versions(layout)
-    names = sorted({*fleet, *(champions or {})})
+    seen, champions = view_fleet(layout.home_path), champion_versions(layout)
+    fleet = seen.models
+    names = sorted({*fleet, *(champions or {})} - seen.unreadable)
     models = {name: _model(name, champions, fleet.get(name)) for name in names}
     newest = models.get(rolled_out_last(fleet) or next(iter(models), ""), {})
     return {
@@ -48,6 +52,7 @@ def collect(layout: Layout) -> dict[str, Any]:
         "mlflow": ports.public_url("mlflow"),
         "home": str(layout.home_path),
         "models": models,
+        "damaged": [found.reason for found in seen.damaged],
         "processes": _processes(layout),
     }
 
@@ -84,19 +89,17 @@ def show_tables(found: dict[str, Any]) -> None:
     for name, model in found["models"].items():
         console.print(_model_line(name, model, champions_known=found["champions_known"]), soft_wrap=True)
         for replica in model["replicas"]:
-            health = {
-                True: "[green]healthy[/green]",
-                False: "[red]unhealthy[/red]",
-                None: "[dim]not in the gateway[/dim]",
-            }
+            aside = replica["aside"]
+            health = f"[red]put aside: {aside['kind']}[/red]" if aside else HEALTH[replica["healthy"]]
             console.print(
-                f"  {replica['id']}  version {replica['version']}  {health[replica['healthy']]}"
-                f"  {replica['weight']:g} % of the traffic",
+                f"  {replica['id']}  version {replica['version']}  {health}  {replica['weight']:g} % of the traffic",
                 soft_wrap=True,
             )
+    for reason in found["damaged"]:
+        console.print(f"[red]{escape(reason)}[/red]", soft_wrap=True)
     if not found["champions_known"]:
         console.print("MLflow does not answer, so which version is the champion is not known.", soft_wrap=True)
-    elif not found["models"]:
+    elif not found["models"] and not found["damaged"]:
         console.print("No model is registered yet: `./slipway release demo` makes one.")
     console.print()
     console.print(

@@ -1,8 +1,9 @@
 """Tells Prometheus of the fleet: `python -m pipeline.fleet.exporter`.
 
 Answers GET /metrics at the home's port `metrics`, on the fleet's side of the stack alone. Reads the fleet's state and
-asks the gateway for the health of replicas, each time it is asked; keeps nothing but a count of rollouts that ended.
-A state that cannot be read is answered by 500 and the reason, so that Prometheus's `up` says 0 rather than nothing.
+asks the gateway for the health of replicas, each time it is asked, and keeps nothing. A damaged file is a figure of its
+own, and the reason is in the log; a state that cannot be read at all is answered by 500 and the reason, so that
+Prometheus's `up` says 0 rather than nothing.
 """
 
 import socket
@@ -13,10 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pipeline import json_lines, settings
 from pipeline.errors import SlipwayError
-from pipeline.fleet.analysis.live import read_judgement
+from pipeline.fleet.analysis.live import FleetView, view_fleet
 from pipeline.fleet.exposition import CONTENT_TYPE, Family, text_of
-from pipeline.fleet.metrics import Tally, families
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.metrics import families
 from pipeline.settings import ROOT
 from pipeline.stack import loopback
 from pipeline.stack.layout import Layout
@@ -45,20 +45,15 @@ def url(layout: Layout) -> str:
     return f"{layout.ports().url(NAME)}{PATH}"
 
 
-def figures(layout: Layout, tally: Tally) -> str:
-    """What Prometheus is told now.
-
-    Raises:
-        SpecError: a model's state is damaged.
-    """
+def figures(layout: Layout) -> tuple[FleetView, str]:
+    """The fleet, and what Prometheus is told of it now."""
     began = time.monotonic()
     clusters = loopback.read_json(f"{layout.ports().url('gateway_admin')}/clusters", {"format": "json"})
-    fleet = read_fleet(layout.home_path)
-    judgements = [seen for name in fleet if (seen := read_judgement(layout.home_path, name)) is not None]
-    found = families(list(fleet.values()), tally, clusters, judgements)
+    fleet = view_fleet(layout.home_path)
+    found = families(fleet, clusters)
     took = Family("slipway_exporter_duration_seconds", "gauge", "How long collecting all of this took.")
     took.add(time.monotonic() - began)
-    return text_of([*found, took])
+    return fleet, text_of([*found, took])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,8 +63,8 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "slipway"
     sys_version = ""
 
-    def __init__(self, layout: Layout, tally: Tally, *arguments: object) -> None:
-        self.layout, self.tally = layout, tally
+    def __init__(self, layout: Layout, said: set[str], *arguments: object) -> None:
+        self.layout, self.said = layout, said
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
@@ -77,13 +72,20 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(404, "text/plain", f"there is only {PATH} here\n")
             return
         try:
-            text = figures(self.layout, self.tally)
+            fleet, text = figures(self.layout)
         except (SlipwayError, OSError) as error:
             self._answer(500, "text/plain", f"{error}\n")
-            said = json_lines.line(NAME, str(error), level="error", error=type(error).__name__)
-            print(said, file=sys.stderr, flush=True)
+            self._say({f"{type(error).__name__}: {error}"})
         else:
             self._answer(200, CONTENT_TYPE, text)
+            self._say({found.reason for found in fleet.damaged})
+
+    def _say(self, wrong: set[str]) -> None:
+        """What has gone wrong since the last request, into the log: once, not every five seconds."""
+        for message in sorted(wrong - self.said):
+            print(json_lines.line(NAME, message, level="error"), file=sys.stderr, flush=True)
+        self.said.clear()
+        self.said.update(wrong)
 
     def _answer(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
@@ -102,7 +104,7 @@ def main() -> int:
     ports = layout.ports()
     # In a container its own name is its address in the fleet's network; elsewhere it is on loopback.
     host = socket.gethostbyname(ports.host(NAME))
-    with ThreadingHTTPServer((host, ports.metrics), partial(Handler, layout, Tally())) as server:
+    with ThreadingHTTPServer((host, ports.metrics), partial(Handler, layout, set())) as server:
         server.daemon_threads = True
         server.serve_forever()
     return 0

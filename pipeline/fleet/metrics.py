@@ -1,5 +1,4 @@
-"""The fleet and its rollouts in figures for Prometheus, made from the fleet's state. Pure but for `Tally`, which
-remembers.
+"""The fleet and its rollouts in figures for Prometheus, made from the fleet's state. Pure.
 
 Nothing is counted here where traffic flows: what clients asked is counted by the gateway, what the engines did by vLLM
 (docs/observability.md). The gateway counts attempts at each replica, too, but tells Prometheus of whole clusters only,
@@ -7,10 +6,9 @@ in which a canary's replicas stand beside those that it falls back on; so its co
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 
-from pipeline.fleet.analysis.live import Judgement
+from pipeline.fleet.analysis.live import FleetView, Judgement
 from pipeline.fleet.envoy_config import Json, cluster_name
 from pipeline.fleet.exposition import Family
 from pipeline.fleet.state import ModelView, Rollout, address_of, outcome_of, role_of
@@ -19,45 +17,23 @@ HEALTH = {True: "healthy", False: "unhealthy", None: "unknown"}
 OUTCOMES = ("promoted", "failed", "rolled back", "unchanged", "superseded")
 
 
-@dataclass
-class Tally:
-    """How rollouts ended, since the exporter began: the state keeps the last ones only."""
-
-    ended: dict[tuple[str, int], str] = field(default_factory=dict)
-    """Model and generation to outcome."""
-
-    def count(self, models: Iterable[ModelView]) -> Counter[tuple[str, str]]:
-        """By model and outcome; every outcome of a known model is there, so that its first one is a step up from 0."""
-        found: Counter[tuple[str, str]] = Counter()
-        for model in models:
-            found.update({(model.name, outcome): 0 for outcome in OUTCOMES})
-            for rollout in model.history:
-                outcome = outcome_of(rollout, model.generation)
-                if outcome != "running":
-                    self.ended[(model.name, rollout.generation)] = outcome
-        for (name, _), outcome in self.ended.items():
-            found[(name, outcome)] += 1
-        return found
-
-
-def families(
-    models: list[ModelView], tally: Tally, clusters: Json | None, judgements: Iterable[Judgement] = ()
-) -> list[Family]:
+def families(fleet: FleetView, clusters: Json | None) -> list[Family]:
     """Everything that the exporter says.
 
     Args:
-        judgements: the newest of each model; one of a rollout that has ended is left out.
         clusters: Envoy's `/clusters?format=json`; None if it does not answer.
     """
-    ended = Family("slipway_rollouts_total", "counter", "Rollouts that ended, since the exporter began.")
-    for (name, outcome), count in sorted(tally.count(models).items()):
-        ended.add(count, model=name, outcome=outcome.replace(" ", "_"))
+    models = list(fleet.models.values())
+    damaged = Family("slipway_fleet_file_damaged", "gauge", "1 for a file of the fleet that cannot be read.")
+    for found in fleet.damaged:
+        damaged.add(1, model=found.model, file=found.file)
     return [
         *_fleet(models),
         *_attempts(models, clusters or {}),
         *_rollouts(models),
-        *_judged(models, judgements),
-        ended,
+        *_judged(models, fleet.judgements),
+        _ended(models),
+        damaged,
     ]
 
 
@@ -70,6 +46,7 @@ def _fleet(models: list[ModelView]) -> Iterator[Family]:
         "slipway_fleet_replicas", "gauge", "Replicas by what they are for and how the gateway finds them."
     )
     healthy = Family("slipway_fleet_replica_healthy", "gauge", "1 if the gateway finds the replica healthy, else 0.")
+    aside = Family("slipway_fleet_replica_aside", "gauge", "1 while the replica is put aside, with why.")
     for model in models:
         generation.add(model.generation, model=model.name)
         if model.serving:
@@ -81,9 +58,12 @@ def _fleet(models: list[ModelView]) -> Iterator[Family]:
             for health, word in HEALTH.items():
                 replicas.add(_count(model, deployment, health), **labels, health=word)
         for replica in model.replicas:
+            named = {"model": model.name, "version": replica.version, "replica": replica.id}
             if replica.healthy is not None:
-                healthy.add(replica.healthy, model=model.name, version=replica.version, replica=replica.id)
-    yield from (info, generation, deployments, traffic, replicas, healthy)
+                healthy.add(replica.healthy, **named)
+            if replica.aside is not None:
+                aside.add(1, **named, kind=replica.aside.kind)
+    yield from (info, generation, deployments, traffic, replicas, healthy, aside)
 
 
 def _deployment(model: ModelView, generation: int) -> dict[str, str]:
@@ -145,16 +125,13 @@ def _rollouts(models: list[ModelView]) -> Iterator[Family]:
     yield from (running, paused, started, step, took)
 
 
-def _judged(models: list[ModelView], judgements: Iterable[Judgement]) -> Iterator[Family]:
+def _judged(models: list[ModelView], judgements: Mapping[str, Judgement]) -> Iterator[Family]:
     """What the running rollouts see."""
     requests = Family("slipway_rollout_client_requests", "gauge", "Clients' requests to the canary in this step.")
     probes = Family("slipway_rollout_probes", "gauge", "Probes of the canary in this step.")
     figures = Family("slipway_rollout_comparison", "gauge", "Canary and stable, and the interval of their difference.")
     verdicts = Family("slipway_rollout_comparison_verdict", "gauge", "1 for what a comparison has come to.")
-    under_way = {(model.name, model.generation) for model in models if _is_under_way(model)}
-    for found in judgements:
-        if (found.model, found.generation) not in under_way:
-            continue
+    for found in (judgements[model.name] for model in models if _is_under_way(model) and model.name in judgements):
         labels = {"model": found.model, "version": found.version}
         requests.add(found.client_requests, **labels)
         probes.add(found.probes, **labels)
@@ -166,6 +143,18 @@ def _judged(models: list[ModelView], judgements: Iterable[Judgement]) -> Iterato
                 if value is not None:
                     figures.add(value, **named, unit=one.unit, figure=figure)
     yield from (requests, probes, figures, verdicts)
+
+
+def _ended(models: list[ModelView]) -> Family:
+    """Of all times: the state counts what it forgets. Every outcome of a model is there, so that its first one is a
+    step up from 0."""
+    found = Family("slipway_rollouts_total", "counter", "Rollouts that ended.")
+    for model in models:
+        counts = Counter(model.forgotten)
+        counts.update(outcome_of(rollout, model.generation) for rollout in model.history)
+        for outcome in OUTCOMES:
+            found.add(counts[outcome], model=model.name, outcome=outcome.replace(" ", "_"))
+    return found
 
 
 def _is_under_way(model: ModelView) -> bool:

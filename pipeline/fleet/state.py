@@ -13,6 +13,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
@@ -178,6 +179,8 @@ class ModelFleet(Contract):
     deployments: tuple[Deployment, ...] = ()
     history: tuple[Rollout, ...] = ()
     """The last rollouts, oldest first."""
+    forgotten: dict[str, int] = Field(default_factory=dict)
+    """How many there were before those, by outcome."""
     unrecorded: tuple[Event, ...] = ()
     """What the last change means for the audit log, which gets it right afterwards (`pipeline.fleet.files`)."""
 
@@ -203,7 +206,8 @@ class ModelFleet(Contract):
         """Adds it, or replaces the one of the same generation; only the last ones are kept."""
         others = [kept for kept in self.history if kept.generation != rollout.generation]
         ordered = sorted([*others, rollout], key=lambda kept: kept.generation)
-        return self.changed(history=tuple(ordered[-MAX_HISTORY:]))
+        dropped = Counter(outcome_of(old, ordered[-1].generation) for old in ordered[:-MAX_HISTORY])
+        return self.changed(history=tuple(ordered[-MAX_HISTORY:]), forgotten=dropped + Counter(self.forgotten))
 
     def changed(self, **values: Any) -> "ModelFleet":
         """A checked copy with other values."""
@@ -220,15 +224,30 @@ def models_path(home_path: Path) -> Path:
 
 
 def read_models(home_path: Path) -> dict[str, ModelFleet]:
-    """Every model's state by name."""
-    return {path.stem: read_model(path) for path in sorted(models_path(home_path).glob("[!.]*.json"))}
+    """Every model's state by name.
+
+    Raises:
+        SpecError: a file is damaged.
+    """
+    return {path.stem: read_model(path) for path in model_paths(home_path)}
+
+
+def model_paths(home_path: Path) -> list[Path]:
+    """A file for each model, which is called like it."""
+    return sorted(models_path(home_path).glob("[!.]*.json"))
 
 
 def read_model(path: Path) -> ModelFleet:
     try:
         return ModelFleet.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise SpecError(f"{path} is damaged ({error}): remove it, then roll the model out again") from error
+        raise SpecError(f"{path} is damaged ({fault(error)}): remove it, then roll the model out again") from error
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong, in a line."""
+    found = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, found["loc"])), found["msg"])))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -273,12 +292,19 @@ class ModelView(Contract):
     weights: dict[int, int]
     replicas: tuple[ReplicaView, ...]
     history: tuple[Rollout, ...]
+    forgotten: dict[str, int] = Field(default_factory=dict)
+    """See `ModelFleet.forgotten`."""
 
 
 def read_fleet(home_path: Path) -> dict[str, ModelView]:
     """Every model by name, with the health of each replica as the gateway sees it now."""
+    return view_models(home_path, read_models(home_path))
+
+
+def view_models(home_path: Path, models: dict[str, ModelFleet]) -> dict[str, ModelView]:
+    """The same models with the health of each replica as the gateway sees it now."""
     health = gateway_health(home_path)
-    return {name: _view(model, health) for name, model in read_models(home_path).items()}
+    return {name: _view(model, health) for name, model in models.items()}
 
 
 def outcome_of(rollout: Rollout, newest: int) -> str:
@@ -337,6 +363,7 @@ def _view(model: ModelFleet, health: dict[str, bool] | None) -> ModelView:
         weights=model.weights,
         replicas=replicas,
         history=model.history,
+        forgotten=model.forgotten,
     )
 
 

@@ -7,7 +7,10 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from pipeline import audit
+from pipeline.errors import IntegrityError
 from pipeline.registry.models import Registry
 
 AUDIT_TAG = "slipway.audit"
@@ -30,6 +33,7 @@ def anchors(registry: Registry, models: Container[str]) -> list[audit.Anchor]:
     """Every digest that MLflow keeps at versions of `models`. Others may be another fleet's, with a log of its own.
 
     Raises:
+        IntegrityError: a tag holds no digest of the log.
         TransientError: it does not answer.
     """
     return [
@@ -43,4 +47,10 @@ def anchors(registry: Registry, models: Container[str]) -> list[audit.Anchor]:
 
 def _anchor(text: str, where: str) -> audit.Anchor:
     number, _, digest = text.partition(" ")
-    return audit.Anchor.model_validate({"number": number, "digest": digest, "where": where})
+    try:
+        return audit.Anchor.model_validate({"number": number, "digest": digest, "where": where})
+    except ValidationError as error:
+        raise IntegrityError(
+            f"the tag {AUDIT_TAG} of {where} is {text!r}, expected the number of an entry and its digest: somebody has"
+            " changed it, so what it kept of the log cannot be compared"
+        ) from error

@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 from fleet_rig import MODEL, Rig
+from typer.testing import CliRunner, Result
 
+from pipeline.commands.app import app
 from pipeline.commands.keys import bring, change
+from pipeline.errors import SpecError
 from pipeline.fleet import epochs
 from pipeline.fleet.doors import budgets, keeper, keys, replica_door
 from pipeline.fleet.doors.keys import Allowed, KeyRing
@@ -466,18 +472,60 @@ def test_a_limit_of_requests_holds_for_one_client_alone(rig: Rig) -> None:
     assert rig.gateway.wait(lambda: rig.ask(key=key).status_code == 200, 10)
 
 
+@contextmanager
+def canary_without_traffic(rig: Rig) -> Iterator[None]:
+    """Version 2 on trial, before its first step."""
+    rig.registry.set_alias(MODEL, "champion", "2")
+    request_id = f"choose-{time.monotonic_ns()}"
+    generation = rig.phase("plan", request_id=request_id).generation
+    rig.phase("start_canary", request_id=request_id, generation=generation)
+    try:
+        yield
+    finally:
+        rig.phase("roll_back", request_id=request_id, generation=generation)
+        rig.phase("retire", request_id=request_id, generation=generation)
+
+
 def test_a_client_that_may_choose_chooses(rig: Rig) -> None:
     """`never` is honoured from it alone; nobody else's header counts."""
     key = make_key(rig, "tester", may_choose=True)
     found = Gateway(rig.layout).clients()
     assert {client.name for client in found if client.may_choose} == {"tester", "slipway-probe"}
-    rig.registry.set_alias(MODEL, "champion", "2")
-    planned = rig.phase("plan", request_id="choose")
-    rig.behave("2", echo=True)
-    rig.phase("start_canary", request_id="choose", generation=planned.generation)
-    assert rig.ask(key=key, **{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "2"
-    assert rig.ask(**{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "1"
-    rig.phase("roll_back", request_id="choose", generation=planned.generation)
+    with canary_without_traffic(rig):
+        assert rig.ask(key=key, **{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "2"
+        assert rig.ask(**{"x-slipway-canary": "always"}).headers["x-slipway-version"] == "1"
+
+
+def test_chat_asks_the_canary_with_a_key_that_may_choose(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the help says; where another version would answer, nothing is asked or shown, and the way to a key is."""
+    monkeypatch.setenv("SLIPWAY_HOME", str(rig.home_path))
+
+    def say(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
+
+    def chat(*arguments: str) -> Result:
+        return say("chat", MODEL, "--message", "hi", "--canary", *arguments)
+
+    chooser, other = tmp_path / "chooser.key", tmp_path / "other.key"
+    chooser.write_text(say("keys", "create", "chooser", "--may-choose").stdout)
+    other.write_text(say("keys", "create", "other").stdout)
+    assert "slipway keys create tester --may-choose > tester.key" in say("chat", "--help").output
+    with canary_without_traffic(rig):
+        done = chat("--key-file", str(chooser), "--max-tokens", "3")
+        assert done.exit_code == 0, done.exception
+        assert re.match(
+            rf"word0 word1 word2 \n{MODEL} version 2 \(generation \d+\), request [0-9a-f-]{{36}}", done.output
+        )
+        for arguments, why in (
+            ((), "the stack's own key may not"),
+            (("--key-file", str(other)), "this key may not choose"),
+        ):
+            done = chat(*arguments)
+            assert (type(done.exception), done.output) == (SpecError, "")
+            assert why in str(done.exception)
+            assert "slipway keys create NAME --may-choose" in str(done.exception)
 
 
 def keeper_runs(rig: Rig) -> None:

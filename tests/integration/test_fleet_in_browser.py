@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from fleet_rig import MODEL, FileRegistry, Rig
 from playwright.sync_api import FrameLocator, Page, expect
 
 from pipeline import audit
+from pipeline.fleet.analysis.live import judgement_path
 from pipeline.fleet.operations import rollback
+from pipeline.fleet.state import Aside, ModelFleet
 from pipeline.registry.models import Registry
 from pipeline.settings import ROOT
 from tests.e2e.browser import TIMEOUT_MS, Browser
@@ -147,6 +150,26 @@ def press(frame: FrameLocator, button: str, confirm: str, reason: str) -> None:
     expect(dialog).to_have_count(0)
 
 
+CUT = """() => [...document.querySelectorAll(".bar b, .figure")].filter((found) => {
+  const [own, room] = [found.getBoundingClientRect(), found.parentElement.getBoundingClientRect()];
+  return own.width && (own.height > 24 || own.left < room.left || own.right > room.right);
+}).map((found) => found.textContent)"""
+"""Shares of the traffic that have lost a part, or are broken into two lines."""
+
+
+def assert_shares_are_whole(rig: Rig, page: Page) -> None:
+    """On a telephone too, where the bar's piece for one in twenty has no room for its figure."""
+    inner = next(found for found in page.frames if "/slipway/fleet" in found.url)
+    generation, before = rig.state().generation, rig.state().weights
+    rig.fleet.change(MODEL, generation, lambda model: model.changed(weights={1: 95, generation: 5}))
+    page.set_viewport_size({"width": 360, "height": 900})
+    expect(page.frame_locator("iframe").locator(".bar .canary b")).to_be_hidden()
+    expect(page.frame_locator("iframe").locator(".bar .serving b")).to_be_visible()
+    assert inner.evaluate(CUT) == []
+    rig.fleet.change(MODEL, generation, lambda model: model.changed(weights=before))
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def test_nobody_sees_the_page_without_a_login_and_nobody_presses_without_the_permission(
     airflow: AirflowServer,
 ) -> None:
@@ -199,6 +222,7 @@ def test_a_rollout_is_watched_paused_resumed_and_rolled_back(
         expect(frame.get_by_text(re.compile("Paused by admin .*: a client complains"))).to_be_visible()
         assert rig.state().history[-1].paused is not None
         browser.screenshot(page, "paused")
+        assert_shares_are_whole(rig, page)
         press(frame, "Resume…", "Resume", "it was something else")
         expect(frame.get_by_role("button", name="Pause…")).to_be_visible()
         assert rig.state().history[-1].paused is None
@@ -230,6 +254,33 @@ def test_the_page_fits_a_narrow_screen_in_the_dark_and_offers_a_viewer_no_button
     inner = next(found for found in page.frames if "/slipway/fleet" in found.url)
     assert inner.evaluate("document.documentElement.scrollWidth <= innerWidth")
     browser.screenshot(page, "narrow-and-dark")
+
+
+def test_a_replica_that_is_put_aside_and_a_file_that_is_damaged_are_shown_with_why(
+    rig: Rig, airflow: AirflowServer, browser: Browser
+) -> None:
+    """And all the rest with them."""
+    why = "its answers take 4.00 s, those of the others 0.50 s (medians)"
+    aside = Aside(kind="slow", reason=why, since=time.time())
+
+    def mark(model: ModelFleet, found: Aside | None) -> ModelFleet:
+        first, *others = model.deployments[0].replicas
+        replicas = (first.model_copy(update={"aside": found}), *others)
+        return model.with_deployment(model.deployments[0].model_copy(update={"replicas": replicas}))
+
+    rig.fleet.files.update(MODEL, lambda model: mark(model, aside))
+    kept = judgement_path(rig.home_path, MODEL).read_text()
+    judgement_path(rig.home_path, MODEL).write_text("{")
+    page, frame = open_fleet(browser, airflow, "vera")
+    expect(frame.locator(".replicas .pill.bad")).to_have_text("put aside: slow")
+    expect(frame.locator(".replicas .why")).to_contain_text(why)
+    expect(frame.get_by_role("alert")).to_contain_text(f"{MODEL}.json is damaged")
+    expect(frame.get_by_role("img", name="Traffic: version 1 (serving) 100 %")).to_be_visible()
+    browser.screenshot(page, "aside-and-damaged")
+    rig.fleet.files.update(MODEL, lambda model: mark(model, None))
+    judgement_path(rig.home_path, MODEL).write_text(kept)
+    expect(frame.locator(".replicas .why")).to_have_count(0)
+    expect(frame.get_by_role("alert")).to_have_text("")
 
 
 def test_a_version_that_cannot_be_served_is_refused_in_the_dialog(

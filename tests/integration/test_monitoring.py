@@ -17,6 +17,7 @@ from fleet_rig import MODEL, Rig
 from prometheus_server import Prometheus, prometheus_server
 
 from pipeline.fleet import exporter, gateway
+from pipeline.fleet.state import ModelFleet
 from pipeline.settings import ROOT
 from pipeline.stack.layout import Ports
 
@@ -162,6 +163,7 @@ def test_a_refused_version_is_an_alert(seen: Seen) -> None:
 DASHBOARDS = sorted((ROOT / "infra" / "grafana" / "dashboards").glob("*.json"))
 EMPTY = {
     "envoy_server_days_until_first_cert_expiring < 3650": "the rig has no certificate",
+    "sum by (model, replica, kind) (slipway_fleet_replica_aside)": "none of the rig's replicas is bad",
 }
 """Queries that give nothing here, and why."""
 
@@ -226,22 +228,34 @@ def test_a_canary_that_there_is_not_is_not_asked(seen: Seen) -> None:
     assert (asked.returncode, "has no canary now" in why) == (64, True)
 
 
-def test_a_damaged_state_is_said_to_prometheus_instead_of_nothing(tmp_path: Path) -> None:
-    """`up` is 0 then, and the reason is in the answer."""
+def test_a_damaged_file_is_told_to_prometheus_and_the_rest_is_too(tmp_path: Path) -> None:
+    """Its reason is in the log, once. `up` is 0 where nothing can be read at all."""
     rig = Rig(tmp_path)
     rig.layout.create()
     ports: Ports = rig.layout.choose_ports()
-    (rig.layout.fleet_path / "models").mkdir()
-    (rig.layout.fleet_path / "models" / "m.json").write_text("{")
+    rig.fleet.files.write(ModelFleet(name="whole", generation=7))
+    models = rig.layout.fleet_path / "models"
+    (models / "m.json").write_text("{")
     environment = {"PYTHONPATH": str(ROOT), "SLIPWAY_HOME": str(tmp_path)}
-    with subprocess.Popen(exporter.program(rig.layout).command, env=environment, stderr=subprocess.DEVNULL) as process:
+    command = exporter.program(rig.layout).command
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait("the exporter listens", lambda: answers(ports.url("metrics")))
-            answer = httpx.get(exporter.url(rig.layout), trust_env=False)
-            assert (answer.status_code, "m.json is damaged" in answer.text) == (500, True)
+            for _ in range(2):
+                answer = httpx.get(exporter.url(rig.layout), trust_env=False)
+                assert answer.status_code == 200
+                assert 'slipway_fleet_generation{model="whole"} 7\n' in answer.text
+                assert 'slipway_fleet_file_damaged{model="m",file="models/m.json"} 1\n' in answer.text
+            (models / "m.json").unlink()
+            (models / "m.json").mkdir()
+            assert httpx.get(exporter.url(rig.layout), trust_env=False).status_code == 500
             assert httpx.get(f"{ports.url('metrics')}/", trust_env=False).status_code == 404
         finally:
             process.terminate()
+            _, said = process.communicate(timeout=WAIT_S)
+    first, second = map(json.loads, said.splitlines())
+    assert "m.json is damaged (Invalid JSON" in first["message"]
+    assert "Is a directory" in second["message"]
 
 
 def answers(url: str) -> bool:

@@ -96,7 +96,7 @@ async def fleet(request: Request, user: access.User) -> views.FleetPage:
     layout: Layout = request.app.state.layout
     seen = await asyncio.to_thread(views.look, layout.home_path)
     aliases = await request.app.state.registry.aliases()
-    asked = {rollout.request_id for model in seen.fleet.values() for rollout in model.history}
+    asked = {rollout.request_id for model in seen.fleet.models.values() for rollout in model.history}
     ports = layout.ports() if layout.stack_path.exists() else None
     links = views.Links(
         airflow_path=get_cookie_path(),

@@ -13,8 +13,8 @@ from urllib.parse import quote
 from pipeline import audit
 from pipeline.contracts.base import Contract
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.analysis.live import Judgement, read_judgement
-from pipeline.fleet.state import ModelView, Paused, ReplicaView, Rollout, Served, gateway_health, read_fleet
+from pipeline.fleet.analysis.live import Damaged, FleetView, Judgement, view_fleet
+from pipeline.fleet.state import Aside, ModelView, Paused, ReplicaView, Rollout, Served, gateway_health
 from slipway_airflow.hooks.champions import Aliases
 from slipway_airflow.web.presses import Action, controls
 
@@ -51,6 +51,8 @@ class ReplicaRow(Contract):
     """serving, starting, or leaving: it finishes what it has begun."""
     weight: float
     """Per cent of the model's traffic."""
+    aside: Aside | None
+    """Why it is given nothing for now."""
 
 
 class RolloutRow(Contract):
@@ -118,6 +120,8 @@ class FleetPage(Contract):
     gateway_url: str | None
     mlflow_answers: bool
     mlflow_url: str | None
+    damaged: tuple[Damaged, ...]
+    """Files that cannot be read; a model whose state is among them is left out."""
     models: tuple[ModelPage, ...]
     entries: tuple[AuditRow, ...]
     """Of the audit log, newest first."""
@@ -146,29 +150,17 @@ class Links:
 class Look(Contract):
     """The fleet's files and the gateway at one moment."""
 
-    fleet: dict[str, ModelView]
-    judgements: dict[str, Judgement]
-    """Of the models whose rollout is under way."""
+    fleet: FleetView
     gateway_answers: bool
     entries: tuple[AuditRow, ...]
 
 
 def look(home_path: Path) -> Look:
-    """Everything that this home says.
-
-    Raises:
-        SpecError: a file of the fleet's state is damaged.
-    """
-    fleet = read_fleet(home_path)
-    told = any(replica.healthy is not None for model in fleet.values() for replica in model.replicas)
-    found = {name: read_judgement(home_path, name) for name in fleet}
+    """Everything that this home says."""
+    fleet = view_fleet(home_path)
+    told = any(replica.healthy is not None for model in fleet.models.values() for replica in model.replicas)
     return Look(
         fleet=fleet,
-        judgements={
-            name: judgement
-            for name, judgement in found.items()
-            if judgement and judgement.generation == fleet[name].generation
-        },
         gateway_answers=told or gateway_health(home_path) is not None,
         entries=tuple(audit_row(entry) for entry in islice(audit.newest_first(home_path), MAX_ENTRIES)),
     )
@@ -188,7 +180,7 @@ def fleet_page(
     Args:
         aliases: by model; None while MLflow does not answer.
     """
-    names = sorted({*seen.fleet, *(aliases or {})})
+    names = sorted({*seen.fleet.models, *(aliases or {})} - seen.fleet.unreadable)
     return FleetPage(
         at=time.time(),
         user=user,
@@ -197,6 +189,7 @@ def fleet_page(
         gateway_url=gateway_url,
         mlflow_answers=aliases is not None,
         mlflow_url=links.mlflow_url,
+        damaged=seen.fleet.damaged,
         models=tuple(model_page(name, seen, (aliases or {}).get(name), links) for name in names),
         entries=seen.entries,
     )
@@ -204,7 +197,7 @@ def fleet_page(
 
 def model_page(name: str, seen: Look, aliases: Aliases | None, links: Links) -> ModelPage:
     """`aliases`: None if MLflow does not answer, or does not know the model."""
-    model = seen.fleet.get(name)
+    model = seen.fleet.models.get(name)
     champion = aliases.champion if aliases else None
     rollouts = [_rollout(model, found, links) for found in reversed(model.history)] if model else []
     under_way = rollouts[0] if rollouts and rollouts[0].outcome == RUNNING else None
@@ -215,7 +208,7 @@ def model_page(name: str, seen: Look, aliases: Aliases | None, links: Links) -> 
         versions=tuple(_versions(name, model, champion, links)),
         replicas=tuple(_replica(found) for found in model.replicas) if model else (),
         rollout=under_way,
-        judgement=seen.judgements.get(name) if under_way else None,
+        judgement=seen.fleet.judgements.get(name) if under_way else None,
         controls=controls(model, is_registered=aliases is not None),
         history=tuple(found for found in rollouts if found is not under_way)[:MAX_PAST],
         mlflow_url=links.model(name),
@@ -263,6 +256,7 @@ def _replica(found: ReplicaView) -> ReplicaRow:
         health={True: "healthy", False: "unhealthy", None: "unknown"}[found.healthy],
         use=found.use,
         weight=found.weight,
+        aside=found.aside,
     )
 
 

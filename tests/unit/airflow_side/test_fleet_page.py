@@ -7,13 +7,23 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline import audit
-from pipeline.errors import SpecError
-from pipeline.fleet.analysis.live import Judgement, write_judgement
+from pipeline.fleet.analysis.live import judgement_path, write_judgement
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import Deployment, ModelFleet, ModelView, Paused, Replica, Rollout, Served, models_path
+from pipeline.fleet.state import (
+    Aside,
+    Deployment,
+    ModelFleet,
+    ModelView,
+    Paused,
+    Replica,
+    Rollout,
+    Served,
+    models_path,
+)
 from slipway_airflow.hooks.champions import Aliases
 from slipway_airflow.web import plugin, views
 from slipway_airflow.web.presses import Press, controls
+from tests.judgements import judgement
 
 MLFLOW = "http://127.0.0.1:5000"
 LINKS = views.Links(airflow_path="/airflow/", mlflow_url=MLFLOW, run_ids={"run 7"})
@@ -135,38 +145,39 @@ def test_without_mlflow_there_are_no_links_to_it_and_the_fleet_is_shown_all_the_
     assert [row.mlflow_url for row in page.models[0].versions] == [None, None]
 
 
-def test_a_damaged_state_is_an_error_that_says_what_to_do(home: Path) -> None:
-    """The page shows the message."""
-    path = models_path(home) / "tiny.json"
-    path.write_text("{")
-    with pytest.raises(SpecError, match=r"(?s)tiny\.json is damaged .* roll the model out again"):
-        views.look(home)
+def test_a_replica_that_is_put_aside_says_why(home: Path) -> None:
+    """It has no traffic while it is so."""
+    aside = Aside(kind="slow", reason="its answers take 4.00 s, those of the others 0.50 s (medians)", since=30.0)
+
+    def put_aside(model: ModelFleet) -> ModelFleet:
+        bad, *others = model.deployments[0].replicas
+        replicas = (bad.model_copy(update={"aside": aside}), *others)
+        return model.with_deployment(model.deployments[0].model_copy(update={"replicas": replicas}))
+
+    FleetFiles(home).update("tiny", put_aside)
+    found = {row.id: (row.aside, row.weight) for row in page_of(home).models[0].replicas}
+    assert found["r5-0"] == (aside, 0.0)
+    assert found["r7-0"] == (None, 25.0)
+
+
+def test_a_damaged_file_is_named_and_the_rest_of_the_page_stays(home: Path) -> None:
+    """A model of whose state nothing is known is not called unserved."""
+    FleetFiles(home).write(ModelFleet(name="cut"))
+    (models_path(home) / "cut.json").write_text("{")
+    write_judgement(home, judgement("tiny", 7))
+    judgement_path(home, "tiny").write_text("{")
+    page = page_of(home, {name: Aliases(champion="1") for name in ("cut", "tiny")})
+    assert [(model.name, model.judgement) for model in page.models] == [("tiny", None)]
+    assert [found.file for found in page.damaged] == ["models/cut.json", "judgements/tiny.json"]
 
 
 def test_a_judgement_is_shown_only_while_its_rollout_is_under_way(home: Path) -> None:
     """One of an earlier rollout says nothing of this one."""
     assert page_of(home).models[0].judgement is None
     for generation in (5, 7):
-        write_judgement(home, judgement(generation))
+        write_judgement(home, judgement("tiny", generation))
         shown = page_of(home).models[0].judgement
         assert (shown.generation if shown else None) == (7 if generation == 7 else None)
-
-
-def judgement(generation: int) -> Judgement:
-    return Judgement(
-        model="tiny",
-        generation=generation,
-        version="7",
-        stable_version="5",
-        step=0,
-        weight=25,
-        began_at=1.0,
-        updated_at=2.0,
-        client_requests=10,
-        probes=0,
-        finding="undecided",
-        reason="",
-    )
 
 
 def test_the_newest_entries_of_the_audit_log_are_shown_newest_first(home: Path) -> None:
@@ -180,7 +191,7 @@ def test_the_newest_entries_of_the_audit_log_are_shown_newest_first(home: Path) 
 
 def view(home: Path, **newest: Any) -> ModelView:
     """The model with other values of its newest rollout, and nothing to go back to but what those say."""
-    (model,) = views.look(home).fleet.values()
+    (model,) = views.look(home).fleet.models.values()
     last = rollout(7, **newest)
     return model.model_copy(update={"canary": None, "previous": None, "history": (last,)})
 
@@ -207,7 +218,7 @@ def test_a_model_has_the_buttons_that_would_do_something(home: Path, newest: dic
 
 def test_a_canary_on_trial_can_be_taken_back(home: Path) -> None:
     """Whatever was served before."""
-    (model,) = views.look(home).fleet.values()
+    (model,) = views.look(home).fleet.models.values()
     assert controls(model, is_registered=False) == ("pause", "rollback")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,11 @@ from pipeline import audit
 from pipeline.audit.log import log_path
 from pipeline.commands.app import app
 from pipeline.errors import IntegrityError, SpecError
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.state import ModelFleet
+from pipeline.registry.anchors import AUDIT_TAG
+from pipeline.registry.models import Registry
+from pipeline.stack.layout import Layout
 
 
 @pytest.fixture
@@ -47,6 +53,23 @@ def test_verify_ends_with_an_error_that_names_the_broken_entry(home: Path) -> No
         said("--verify")
     found = json.loads(CliRunner().invoke(app, ["audit", "--verify", "--json"]).output)
     assert (found["whole"], found["broken_number"], found["num_entries"]) == (False, 2, 1)
+
+
+def test_a_digest_in_mlflow_that_is_none_fails_the_verification(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a line that names the version: somebody has changed the tag, and what it kept cannot be compared."""
+    Layout(home).create()
+    Layout(home).choose_ports()
+    FleetFiles(home).write(ModelFleet(name="demo"))
+    tag = SimpleNamespace(version="2", tags={AUDIT_TAG: "two, I think"})
+    monkeypatch.setattr(Registry, "names", lambda self: ["demo"])
+    monkeypatch.setattr(Registry, "versions", lambda self, name: [tag])
+    said_of_it = r"^the tag slipway\.audit of demo version 2 in MLflow is 'two, I think', expected the number"
+    with pytest.raises(IntegrityError, match=said_of_it):
+        said("--verify")
+    done = CliRunner().invoke(app, ["audit", "--verify", "--json"])
+    found = json.loads(done.output)
+    assert (found["whole"], found["broken_number"], found["num_entries"]) == (False, None, 4)
+    assert isinstance(done.exception, IntegrityError)
 
 
 def test_a_trace_of_no_request_says_where_an_id_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,19 +11,22 @@ from pipeline.commands.app import app
 from pipeline.commands.bars import interval_bar
 from pipeline.commands.rollout_status import bar_width
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.analysis.live import Judgement, write_judgement
+from pipeline.fleet.analysis.live import judgement_path, write_judgement
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.state import (
+    Aside,
     Deployment,
     ModelFleet,
     Paused,
     Replica,
     Rollout,
     Served,
+    models_path,
     outcome_of,
     read_fleet,
     role_of,
 )
+from tests.judgements import COMPARISON, judgement
 
 
 def deployment(version: str, generation: int) -> Deployment:
@@ -104,6 +107,44 @@ def test_a_replica_that_is_about_to_go_says_so(home: Path) -> None:
     assert "1 serving, leaving replica-m-v1-g1-0" in " ".join(say("fleet").output.split())
 
 
+def test_a_replica_that_is_put_aside_says_why_and_for_how_long(home: Path) -> None:
+    """It gets nothing, and the others have its share."""
+    aside = Aside(kind="hung", reason="it has not answered 3 questions in a row", since=time.time() - 40)
+    bad, good = Replica(id="bad", port=1, aside=aside), Replica(id="good", port=2)
+    write(home, deployments=(deployment("1", 1).model_copy(update={"replicas": (bad, good)}), deployment("2", 2)))
+    said = " ".join(say("fleet").output.split())
+    assert "1 serving bad 127.0.0.1:1 put aside: hung 0 %" in said
+    assert "1 serving good 127.0.0.1:2 not known 75 %" in said
+    assert "bad put aside for 40 s: it has not answered 3 questions in a row" in said
+
+
+def test_a_damaged_state_leaves_the_other_models_to_be_seen(home: Path) -> None:
+    """The exit code and a line say which file it is; who asks for another model is not told."""
+    write(home)
+    FleetFiles(home).write(ModelFleet(name="cut"))
+    (models_path(home) / "cut.json").write_text("{")
+    for arguments in (("fleet",), ("fleet", "--json")):
+        done = say(*arguments)
+        assert "replica-m-v1-g1-0" in done.output
+        assert "cut.json is damaged" in str(done.exception)
+    assert say("fleet", "m").exit_code == 0
+    assert say("rollout", "status", "m").exit_code == 0
+    for command in (("fleet", "cut"), ("rollout", "status", "cut")):
+        assert "cut.json is damaged" in str(say(*command).exception)
+
+
+def test_a_damaged_judgement_leaves_the_rollout_to_be_seen(home: Path) -> None:
+    """Without what is compared now."""
+    write(home)
+    write_judgement(home, JUDGEMENT)
+    judgement_path(home, "m").write_text("{")
+    for arguments in ((), ("--json",)):
+        done = say("rollout", "status", "m", *arguments)
+        assert "a judgement at 25 % of the traffic" in done.output
+        assert "m.json is damaged" in done.output
+        assert done.exit_code == 0
+
+
 def test_replicas_that_nobody_counts_on_yet_are_spare(home: Path) -> None:
     """They load their weights, or are about to go."""
     write(home, canary=None)
@@ -149,33 +190,7 @@ def test_a_running_rollout_says_what_it_waits_for(
     assert done.exit_code == 0
 
 
-COMPARISON = Comparison(
-    measure="time to first token, median",
-    unit="ms",
-    canary=46.0,
-    stable=41.0,
-    low=2.5,
-    high=7.5,
-    margin=10.0,
-    verdict="not worse",
-    num_canary=40,
-    num_stable=120,
-)
-JUDGEMENT = Judgement(
-    model="m",
-    generation=2,
-    version="2",
-    stable_version="1",
-    step=0,
-    weight=25,
-    began_at=1.0,
-    updated_at=2.0,
-    client_requests=31,
-    probes=9,
-    finding="undecided",
-    reason="too few to tell",
-    comparisons=(COMPARISON,),
-)
+JUDGEMENT = judgement("m", 2, reason="too few to tell")
 
 
 def test_a_running_rollout_shows_what_is_compared_now(home: Path) -> None:

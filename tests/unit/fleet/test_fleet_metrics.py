@@ -1,15 +1,19 @@
 """What Prometheus is told of the fleet, held to Prometheus's own reader."""
 
 import subprocess
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.analysis.live import Judgement
+from pipeline.fleet.analysis.live import Damaged, FleetView
 from pipeline.fleet.envoy_config import Json
 from pipeline.fleet.exposition import Family, text_of
-from pipeline.fleet.metrics import Tally, families
-from pipeline.fleet.state import ModelView, ReplicaView, Rollout, Served
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.metrics import families
+from pipeline.fleet.state import MAX_HISTORY, Aside, ModelFleet, ModelView, ReplicaView, Rollout, Served, read_fleet
+from tests.judgements import judgement
 
 
 def replica(version: str, generation: int, *, healthy: bool | None) -> ReplicaView:
@@ -68,9 +72,14 @@ CLUSTERS = {
 """The canary's cluster has the serving replica behind its own, and there is one that is none of the fleet's."""
 
 
-def figures(*models: ModelView, tally: Tally | None = None, clusters: Json | None = None) -> dict[str, float]:
+def seen(*models: ModelView, **values: object) -> FleetView:
+    found = {"models": {model.name: model for model in models}, "judgements": {}, "damaged": ()}
+    return FleetView.model_validate({**found, **values})
+
+
+def figures(*models: ModelView, clusters: Json | None = None, **values: object) -> dict[str, float]:
     """Each sample's line up to its value, and the value."""
-    text = text_of(families(list(models), tally or Tally(), clusters))
+    text = text_of(families(seen(*models, **values), clusters))
     return {
         name: float(value) for name, _, value in (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
     }
@@ -120,15 +129,37 @@ def test_rollouts_are_counted_by_how_they_ended() -> None:
     assert found['slipway_rollout_last_duration_seconds{model="m",version="1",outcome="promoted"}'] == 42
 
 
-def test_a_rollout_that_the_state_has_forgotten_stays_counted() -> None:
-    """The state keeps the last fifty only, and a counter must not fall."""
-    tally = Tally()
-    figures(MODEL, tally=tally)
-    later = MODEL.model_copy(update={"history": (rollout(3, "failed", 200.0),)})
-    found = figures(later, tally=tally)
-    assert found['slipway_rollouts_total{model="m",outcome="promoted"}'] == 1
-    assert found['slipway_rollouts_total{model="m",outcome="failed"}'] == 1
-    assert figures(later, tally=tally) == found
+def test_a_rollout_that_the_state_has_forgotten_stays_counted(tmp_path: Path) -> None:
+    """The state keeps the last fifty only, and a counter must not fall, whenever the exporter begins."""
+    state, counts = ModelFleet(name="m"), []
+    for generation in range(1, MAX_HISTORY + 12):
+        outcome = "failed" if generation % 2 else "promoted"
+        state = state.changed(generation=generation).with_rollout(rollout(generation, "running"))
+        if generation != 4:
+            state = state.with_rollout(rollout(generation, outcome, 200.0))
+        FleetFiles(tmp_path).write(state)
+        found = figures(*read_fleet(tmp_path).values())
+        counts.append({name: value for name, value in found.items() if name.startswith("slipway_rollouts_total")})
+    assert all(before[name] <= after[name] for before, after in pairwise(counts) for name in before)
+    assert list(counts[-1].values()) == [29, 31, 0, 0, 1]
+    assert len(state.history) == MAX_HISTORY
+
+
+def test_a_replica_that_is_put_aside_is_told_with_why() -> None:
+    """And no other."""
+    aside = Aside(kind="wrong", reason="it answers as version 9", since=1.0)
+    bad = replica("1", 1, healthy=False).model_copy(update={"aside": aside})
+    found = figures(MODEL.model_copy(update={"replicas": (bad, *MODEL.replicas[1:])}))
+    told = [name for name in found if name.startswith("slipway_fleet_replica_aside")]
+    assert told == ['slipway_fleet_replica_aside{model="m",version="1",replica="replica-m-v1-g1-0",kind="wrong"}']
+
+
+def test_a_damaged_file_is_a_figure_beside_all_the_others() -> None:
+    """By its place in the fleet's folder."""
+    found = figures(MODEL, damaged=[Damaged(model="cut", file="models/cut.json", reason="it is damaged")])
+    assert found['slipway_fleet_file_damaged{model="cut",file="models/cut.json"}'] == 1
+    assert found['slipway_fleet_generation{model="m"}'] == 3
+    assert not [name for name in figures(MODEL) if "damaged" in name]
 
 
 def test_the_running_rollouts_comparisons_are_told_with_their_intervals() -> None:
@@ -136,35 +167,18 @@ def test_the_running_rollouts_comparisons_are_told_with_their_intervals() -> Non
     comparison = Comparison(
         measure="error rate", canary=0.1, stable=0.0, low=0.02, margin=0.05, verdict="undecided", num_canary=20
     )
-    judgement = Judgement(
-        model="m",
-        generation=3,
-        version="3",
-        stable_version="1",
-        step=1,
-        weight=25,
-        began_at=1.0,
-        updated_at=2.0,
-        client_requests=15,
-        probes=5,
-        finding="undecided",
-        reason="",
-        comparisons=(comparison,),
-    )
 
-    def told(generation: int) -> dict[str, float]:
-        seen = judgement.model_copy(update={"generation": generation})
-        text = text_of(families([MODEL], Tally(), None, [seen]))
-        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("slipway_rollout_co")]
-        return {name: float(value) for name, _, value in lines}
+    def told(model: ModelView) -> dict[str, float]:
+        found = figures(model, judgements={"m": judgement("m", 3, version="3", comparisons=(comparison,))})
+        return {name: value for name, value in found.items() if name.startswith("slipway_rollout_co")}
 
     labels = 'model="m",version="3",measure="error rate"'
-    figures = {"canary": 0.1, "stable": 0.0, "low": 0.02, "margin": 0.05}
-    assert told(3) == {
-        **{f'slipway_rollout_comparison{{{labels},unit="",figure="{name}"}}': figures[name] for name in figures},
+    ends = {"canary": 0.1, "stable": 0.0, "low": 0.02, "margin": 0.05}
+    assert told(MODEL) == {
+        **{f'slipway_rollout_comparison{{{labels},unit="",figure="{name}"}}': ends[name] for name in ends},
         f'slipway_rollout_comparison_verdict{{{labels},verdict="undecided"}}': 1,
     }
-    assert told(2) == {}
+    assert told(MODEL.model_copy(update={"history": (rollout(3, "failed", 200.0),)})) == {}
 
 
 def test_a_model_without_replicas_has_no_figures_of_replicas() -> None:
@@ -185,6 +199,7 @@ def test_quotes_and_line_breaks_in_a_label_stay_inside_it() -> None:
 @pytest.mark.needs("prometheus")
 def test_prometheus_finds_nothing_to_mend_in_the_figures() -> None:
     """Its own checker: the format, and the customs for names."""
-    text = text_of(families([MODEL, EMPTY], Tally(), CLUSTERS))
+    damaged = [Damaged(model="cut", file="models/cut.json", reason="it is damaged")]
+    text = text_of(families(seen(MODEL, EMPTY, damaged=damaged), CLUSTERS))
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

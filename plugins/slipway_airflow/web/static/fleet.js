@@ -44,11 +44,11 @@ function show(page) {
     main.setAttribute("aria-busy", "false");
     main.replaceChildren();
   }
-  draw(place("trouble"), "trouble", [page.gateway_answers, page.models.length > 0], () => trouble(page));
+  draw(place("trouble"), "trouble", [page.gateway_answers, page.models.length > 0, page.damaged], () => trouble(page));
   place("user").textContent = page.may_press ? `Signed in as ${page.user}` : `Signed in as ${page.user}, who may only look`;
   const names = page.models.map((model) => model.name);
-  draw(main, "names", names, () =>
-    names.length ? names.map((name) => h("section", { class: "card", "data-model": name })) : empty(),
+  draw(main, "names", [names, page.damaged.length], () =>
+    names.length ? names.map((name) => h("section", { class: "card", "data-model": name })) : page.damaged.length ? [] : empty(),
   );
   for (const model of page.models) {
     const node = main.querySelector(`[data-model="${CSS.escape(model.name)}"]`);
@@ -66,14 +66,23 @@ function goTo(name) {
 }
 
 function trouble(page) {
-  if (page.gateway_answers || !page.models.length) return [];
-  return h(
-    "div",
-    { class: "banner bad" },
-    h("strong", null, "The gateway does not answer. "),
-    "What is shown is what the fleet is meant to be; the health of its replicas is not known, and clients may be getting no answers.",
-  );
+  const found = [];
+  if (!page.gateway_answers && page.models.length) {
+    found.push(
+      banner(
+        "The gateway does not answer. ",
+        "What is shown is what the fleet is meant to be; the health of its replicas is not known, and clients may be getting no answers.",
+      ),
+    );
+  }
+  if (page.damaged.length) {
+    const files = h("ul", null, page.damaged.map((file) => h("li", null, file.reason)));
+    found.push(banner("What the fleet's files say is not all here. ", files));
+  }
+  return found;
 }
+
+const banner = (title, ...text) => h("div", { class: "banner bad" }, h("strong", null, title), text);
 
 const empty = () =>
   h(
@@ -106,7 +115,7 @@ function fail(error) {
   const stale = seen ? ` What is shown is from ${moment(seen)}.` : "";
   const reason = error.name === "TypeError" || error.name === "TimeoutError" ? "Airflow does not answer." : error.message;
   parts.delete("trouble");
-  place("trouble").replaceChildren(h("div", { class: "banner bad" }, h("strong", null, "Not up to date. "), reason + stale));
+  place("trouble").replaceChildren(banner("Not up to date. ", reason + stale));
   if (!seen) place("models").replaceChildren();
   document.body.classList.add("stale");
 }

@@ -3,7 +3,7 @@
 import { h, link, pill } from "./dom.js";
 import { comparisons } from "./plot.js";
 import { buttons } from "./press.js";
-import { ago, iso, lasted, moment } from "./words.js";
+import { ago, iso, lasted, moment, percent } from "./words.js";
 
 const ROLES = { serving: "serving", canary: "canary", previous: "kept warm", champion: "champion, not served yet" };
 const OUTCOMES = {
@@ -78,7 +78,8 @@ function traffic(versions) {
   const said = shares.map((row) => `version ${row.version} (${ROLES[row.role]}) ${row.weight} %`).join(", ");
   const bar = h("div", { class: "bar", role: "img", "aria-label": `Traffic: ${said}` });
   for (const row of shares) {
-    const piece = h("span", { class: row.role, title: `version ${row.version}: ${row.weight} %` }, `${row.weight} %`);
+    const share = percent(row.weight);
+    const piece = h("span", { class: row.role, title: `version ${row.version}: ${share}` }, h("b", null, share));
     piece.style.flexGrow = row.weight;
     bar.append(piece);
   }
@@ -96,7 +97,7 @@ function underWay({ rollout, judgement, versions }) {
       "li",
       { class: done.has(phase) ? "done" : phase === current ? "now" : "", "aria-current": phase === current ? "step" : null },
       PHASE_NAMES[phase],
-      phase === "shift" && phase === current && canary ? ` · ${canary.weight} %` : "",
+      phase === "shift" && phase === current && canary ? ` · ${percent(canary.weight)}` : "",
     ),
   );
   return [
@@ -128,7 +129,7 @@ function judged(judgement) {
       { class: "line" },
       h("h3", null, "The canary compared"),
       pill(judgement.finding, FINDINGS[judgement.finding] ?? "busy"),
-      h("span", null, `step ${judgement.step + 1}, ${judgement.weight} % of the traffic: ${against}`),
+      h("span", null, `step ${judgement.step + 1}, ${percent(judgement.weight)} of the traffic: ${against}`),
       h("span", { class: "muted" }, seen),
     ),
     judgement.comparisons.length
@@ -146,7 +147,7 @@ function versionList(versions) {
       h("span", { class: `mark ${row.role}`, "aria-hidden": "true" }),
       h("strong", null, link(`Version ${row.version}`, row.mlflow_url, { target: "_blank", title: "The version in MLflow" })),
       h("span", { class: "muted" }, ROLES[row.role], row.generation ? `, rollout ${row.generation}` : ""),
-      h("span", { class: "figure" }, `${row.weight} %`),
+      h("span", { class: "figure" }, percent(row.weight)),
     ),
   );
   return [h("h3", null, "Versions"), rows.length ? h("ul", { class: "rows" }, rows) : h("p", { class: "muted" }, "None.")];
@@ -159,10 +160,11 @@ function replicaList(replicas) {
     h(
       "li",
       null,
-      pill(state(row), kinds[state(row)]),
+      row.aside ? pill(`put aside: ${row.aside.kind}`, "bad") : pill(state(row), kinds[state(row)]),
       h("span", { class: "name" }, h("strong", null, row.id), h("span", { class: "muted" }, row.address)),
       h("span", { class: "muted" }, `version ${row.version}`),
-      h("span", { class: "figure" }, `${row.weight} %`),
+      h("span", { class: "figure" }, percent(row.weight)),
+      row.aside && h("span", { class: "why muted" }, "Given nothing new since ", time(row.aside.since), `: ${row.aside.reason}.`),
     ),
   );
   const well = replicas.filter((row) => row.health === "healthy").length;

@@ -10,12 +10,13 @@ const isShare = (found) => !found.unit && /rate|share/.test(found.measure);
 // Worse lies above the margin, but below one that is less than zero, as for a score.
 const isBelow = (found) => found.margin < 0;
 
+// Three digits, as `slipway rollout status` has them, and no line break between a figure and its unit.
 function figure(found, value, signed) {
   if (value === null) return "?";
   const sign = signed && value > 0 ? "+" : "";
-  if (isShare(found)) return `${sign}${(value * 100).toFixed(Math.abs(value) < 0.1 ? 2 : 1)} %`;
-  const digits = Math.abs(value) >= 100 || Number.isInteger(value) ? 0 : Math.abs(value) >= 1 ? 1 : 3;
-  return `${sign}${value.toFixed(digits)}${found.unit ? ` ${found.unit}` : ""}`;
+  const [shown, unit] = isShare(found) ? [value * 100, "%"] : [value, found.unit];
+  const rounded = Number(Math.abs(shown) >= 100 ? shown.toFixed(0) : shown.toPrecision(3));
+  return `${sign}${rounded}${unit ? `\u00a0${unit}` : ""}`;
 }
 
 function scale(found) {

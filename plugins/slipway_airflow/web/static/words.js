@@ -24,3 +24,6 @@ export function lasted(seconds) {
 export const moment = (at) => new Date(at * 1000).toLocaleString("en", { dateStyle: "medium", timeStyle: "medium" });
 
 export const iso = (at) => new Date(at * 1000).toISOString();
+
+// A share of the traffic, which no line break comes into.
+export const percent = (weight) => `${weight}\u00a0%`;
