@@ -41,6 +41,10 @@ def _new_id() -> str:
     return uuid.uuid4().hex
 
 
+def _shares(shares: dict[str, int] | None) -> str:
+    return ", ".join(f"{name}: {weight} %" for name, weight in (shares or {}).items()) or "nothing"
+
+
 class Event(Contract):
     """Something that happened, before it has a place in the log."""
 
@@ -65,6 +69,13 @@ class Event(Contract):
     def moment(self) -> float:
         """When it happened, in seconds since 1970."""
         return datetime.fromisoformat(self.at).timestamp()
+
+    @property
+    def why(self) -> str:
+        """The reason, for people; of traffic that moved, from where to where."""
+        if self.action != "moved":
+            return self.reason
+        return f"{_shares(self.details.get('from'))} → {_shares(self.details.get('to'))}"
 
 
 class Entry(Event):

@@ -46,17 +46,7 @@ def _cells(entry: audit.Entry) -> tuple[str, ...]:
     when = datetime.fromisoformat(entry.at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     rollout = "" if entry.generation is None else str(entry.generation)
     cells = (str(entry.number), when, entry.actor, entry.action, entry.model or "", entry.version or "", rollout)
-    return *cells, _why(entry)
-
-
-def _why(entry: audit.Entry) -> str:
-    if entry.action == "moved":
-        return f"{_shares(entry.details.get('from'))} → {_shares(entry.details.get('to'))}"
-    return entry.reason
-
-
-def _shares(shares: dict[str, int] | None) -> str:
-    return ", ".join(f"{name}: {weight} %" for name, weight in (shares or {}).items()) or "nothing"
+    return *cells, entry.why
 
 
 def verify(*, as_json: bool) -> None:

@@ -223,7 +223,7 @@ def audit_row(entry: audit.Entry) -> AuditRow:
         actor=entry.actor,
         model=entry.model,
         version=entry.version,
-        reason=entry.reason,
+        reason=entry.why,
     )
 
 

@@ -189,6 +189,16 @@ def test_the_newest_entries_of_the_audit_log_are_shown_newest_first(home: Path) 
     assert [entries[0].reason, entries[1].reason] == ["reason 14", "reason 13"]
 
 
+def test_traffic_that_moved_is_told_with_its_shares(home: Path) -> None:
+    """Rather than that it was traffic."""
+    FleetFiles(home).update("tiny", lambda model: model.changed(weights={5: 50, 7: 50}))
+    moved = page_of(home).entries[0]
+    assert (moved.action, moved.reason) == (
+        "moved",
+        "version 5 (g5): 75 %, version 7 (g7): 25 % → version 5 (g5): 50 %, version 7 (g7): 50 %",
+    )
+
+
 def view(home: Path, **newest: Any) -> ModelView:
     """The model with other values of its newest rollout, and nothing to go back to but what those say."""
     (model,) = views.look(home).fleet.models.values()

@@ -5,18 +5,35 @@ import { h, pill, svg } from "./dom.js";
 const VERDICTS = { "not worse": "good", worse: "bad", undecided: "busy" };
 const ROOM = 0.38; // of the width, kept beyond the margin for its label
 
-const isShare = (found) => !found.unit && /rate|share/.test(found.measure);
+const EDGE = 13; // per cent of the width, in which a label turns inwards
 
 // Worse lies above the margin, but below one that is less than zero, as for a score.
 const isBelow = (found) => found.margin < 0;
 
-// Three digits, as `slipway rollout status` has them, and no line break between a figure and its unit.
-function figure(found, value, signed) {
-  if (value === null) return "?";
-  const sign = signed && value > 0 ? "+" : "";
-  const [shown, unit] = isShare(found) ? [value * 100, "%"] : [value, found.unit];
-  const rounded = Number(Math.abs(shown) >= 100 ? shown.toFixed(0) : shown.toPrecision(3));
-  return `${sign}${rounded}${unit ? `\u00a0${unit}` : ""}`;
+// Held to a limit by itself, with nothing beside it.
+const isHeld = (found) => found.stable === null;
+
+// Three digits, as `slipway rollout status` has them.
+function number(value, signed) {
+  const rounded = Number(Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
+  return `${signed && rounded > 0 ? "+" : ""}${rounded}`.replace("-", "−");
+}
+
+// A share is in per cent, a difference of two in points. No line break comes between a figure and its unit.
+function inUnit(found, text, signed) {
+  const unit = found.unit === "points" && !signed ? "%" : found.unit;
+  return unit ? `${text}\u00a0${unit}` : text;
+}
+
+const figure = (found, value, signed) => inUnit(found, number(value, signed), signed);
+
+// What is known of the difference, or of the canary's own figure.
+function interval(found) {
+  const signed = !isHeld(found);
+  if (found.low === null && found.high === null) return "no interval yet";
+  if (found.low === null) return `at most ${figure(found, found.high, signed)}`;
+  if (found.high === null) return `at least ${figure(found, found.low, signed)}`;
+  return inUnit(found, `${number(found.low, signed)} to ${number(found.high, signed)}`, signed);
 }
 
 function scale(found) {
@@ -38,7 +55,7 @@ function drawing(found) {
   const below = isBelow(found);
   const x = scale(found);
   const at = (value) => `${x(value)}%`;
-  const held = found.stable === null;
+  const held = isHeld(found);
   const line = (value, kind) => svg("line", { class: kind, x1: at(value), x2: at(value), y1: 4, y2: 26 });
   const label = (value, text, end) =>
     svg("text", { x: at(value), dx: end ? -5 : 5, y: 38, "text-anchor": end ? "end" : "start" }, text);
@@ -47,7 +64,7 @@ function drawing(found) {
     svg("rect", { class: "worse", y: 4, height: 22, ...worse }),
     line(0, "zero"),
     line(margin, "margin"),
-    label(0, held ? "0" : "equal", !below),
+    label(0, held ? "0" : "equal", below ? x(0) > 100 - EDGE : x(0) > EDGE),
     label(margin, `${held ? "limit" : "margin"} ${figure(found, margin, !held)}`, below),
   ];
   if (found.low !== null || found.high !== null) {
@@ -63,17 +80,14 @@ function drawing(found) {
 }
 
 function sentence(found) {
-  const interval = `${figure(found, found.low, true)} to ${figure(found, found.high, true)}`;
-  const what = found.stable === null ? "The canary's figure" : "Canary minus stable";
-  return `${found.measure}: ${what} lies between ${interval}; the margin is ${figure(found, found.margin, true)}: ${found.verdict}.`;
+  const what = isHeld(found) ? "the canary's figure" : "canary minus stable";
+  return `${found.measure}: ${what}: ${interval(found)}; margin ${figure(found, found.margin, !isHeld(found))}: ${found.verdict}.`;
 }
 
 // A row of the list of comparisons.
 export function comparison(found) {
-  const sides = [`canary ${figure(found, found.canary)}`];
-  if (found.stable !== null) sides.push(`stable ${figure(found, found.stable)}`);
+  const sides = ["canary", "stable"].filter((side) => found[side] !== null).map((side) => `${side} ${figure(found, found[side])}`);
   const counted = found.num_stable ? `${found.num_canary} and ${found.num_stable} seen` : `${found.num_canary} seen`;
-  const unknown = found.low === null && found.high === null;
   return h(
     "li",
     { "data-measure": found.measure },
@@ -88,7 +102,7 @@ export function comparison(found) {
       "div",
       { class: "verdict" },
       pill(found.verdict, VERDICTS[found.verdict] ?? "busy"),
-      h("span", { class: "muted" }, unknown ? "no interval yet" : `${figure(found, found.low, true)} to ${figure(found, found.high, true)}`),
+      h("span", { class: "muted" }, interval(found)),
       h("span", { class: "muted" }, counted),
     ),
   );
