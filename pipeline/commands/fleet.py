@@ -75,7 +75,9 @@ def replicas_table(model: ModelView) -> Table:
     """A line for each replica."""
     table = Table(box=None, pad_edge=False)
     for title in ("version", "role", "replica", "address", "health", "traffic"):
-        table.add_column(title, justify="right" if title == "traffic" else "left", no_wrap=True)
+        # On a narrow terminal the replica's name takes two lines, rather than that the share of the traffic is cut off.
+        name = title == "replica"
+        table.add_column(title, justify="right" if title == "traffic" else "left", no_wrap=not name, overflow="fold")
     for replica in sorted(model.replicas, key=lambda found: (-found.weight, found.id)):
         address = f"{replica.host}:{replica.port}"
         role = role_of(model, replica.generation)

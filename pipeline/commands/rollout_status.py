@@ -23,8 +23,8 @@ POLL_S = 0.5
 SAY_EVERY_S = 5.0
 """At least so long between two lines of one step where there is no terminal."""
 FAILED = ("failed", "rolled back")
-OTHER_COLUMNS, NARROWEST = 92, 15
-"""Characters: of a comparison's line without its bar, and the least for the bar."""
+GAP, NARROWEST = 2, 15
+"""Characters: between two columns, and the least for a bar."""
 VERDICTS = {"not worse": "green", "worse": "red", "undecided": "dim"}
 
 
@@ -183,31 +183,54 @@ def _head(progress: Progress) -> list[str]:
 
 
 def comparisons_table(comparisons: tuple[Comparison, ...]) -> Table:
-    """A line for each measure, its interval as a bar."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "canary", "stable", "│ same ┊ margin", "", "seen", "verdict"):
-        table.add_column(title, justify="right" if title in ("canary", "stable", "seen") else "left", no_wrap=True)
-    for found in comparisons:
-        ends = " … ".join("?" if end is None else f"{end:.3g}" for end in (found.low, found.high))
-        table.add_row(
+    """A line for each measure, its interval as a bar where there is room for one."""
+    titles = ["", "canary", "stable", "interval (margin)", "seen", "verdict"]
+    rows = [
+        [
             *(found.measure, _figure(found.canary, found.unit), _figure(found.stable, found.unit)),
-            *(
-                interval_bar(found, bar_width(console.width)),
-                f"{ends} ({found.margin:.3g})",
-                f"{found.num_canary}/{found.num_stable}",
-            ),
-            f"[{VERDICTS[found.verdict]}]{found.verdict}[/]",
+            *(_interval(found), f"{found.num_canary}/{found.num_stable}", found.verdict),
+        ]
+        for found in comparisons
+    ]
+    others = sum(max(map(len, column)) + GAP for column in zip(titles, *rows, strict=True))
+    width = bar_width(console.width - others)
+    for row, found in zip(rows, comparisons, strict=True):
+        row[-1] = f"[{VERDICTS[found.verdict]}]{found.verdict}[/]"
+        if width:
+            row.insert(3, interval_bar(found, width))
+        else:
+            del row[4]
+    if width:
+        titles.insert(3, "│ same ┊ margin")
+    else:
+        titles.remove("seen")
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        # Only the name of a measure may take two lines: a verdict that is cut off says nothing.
+        table.add_column(
+            title, justify="right" if title in ("canary", "stable", "seen") else "left", no_wrap=title != ""
         )
+    table.columns[0].overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def bar_width(terminal_width: int) -> int:
-    """What the other columns leave of a line; an odd number, so that no difference is in the middle."""
-    return max(NARROWEST, min(bars.WIDTH, terminal_width - OTHER_COLUMNS)) // 2 * 2 + 1
+def bar_width(room: int) -> int:
+    """Of a bar where the other columns leave `room` characters: an odd number, so that no difference is in the middle;
+    0 where it would be too narrow to tell anything."""
+    width = min(bars.WIDTH, room)
+    return 0 if width < NARROWEST else (width - 1) // 2 * 2 + 1
+
+
+def _interval(found: Comparison) -> str:
+    ends = " … ".join("?" if end is None else f"{end:.3g}" for end in (found.low, found.high))
+    return f"{ends} ({found.margin:.3g})"
 
 
 def _figure(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.3g} {unit}".strip()
+    """A share in per cent, where differences are in points."""
+    return "" if value is None else f"{value:.3g} {'%' if unit == 'points' else unit}".strip()
 
 
 def _line(progress: Progress) -> str:

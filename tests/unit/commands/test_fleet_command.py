@@ -1,12 +1,15 @@
 """What `slipway fleet` and `slipway rollout status` say of a fleet whose gateway is down."""
 
+import io
 import json
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from pipeline.commands import rollout_status
 from pipeline.commands.app import app
 from pipeline.commands.bars import interval_bar
 from pipeline.commands.rollout_status import bar_width
@@ -243,10 +246,29 @@ def test_an_interval_is_drawn_between_no_difference_and_the_margin(
     assert interval_bar(COMPARISON.model_copy(update={"low": low, "high": high}), width=19) == drawn
 
 
-@pytest.mark.parametrize(("terminal", "bar"), [(80, 15), (110, 19), (125, 33), (200, 33)])
-def test_a_bar_takes_what_the_other_columns_leave(terminal: int, bar: int) -> None:
-    """Its middle is no difference."""
-    assert bar_width(terminal) == bar
+@pytest.mark.parametrize(("room", "bar"), [(-5, 0), (14, 0), (15, 15), (20, 19), (33, 33), (80, 33)])
+def test_a_bar_takes_what_the_other_columns_leave(room: int, bar: int) -> None:
+    """Its middle is no difference; where it could tell nothing there is none."""
+    assert bar_width(room) == bar
+
+
+@pytest.mark.parametrize(("width", "bars"), [(60, 0), (80, 0), (120, 2)])
+def test_no_verdict_is_cut_off_whatever_the_terminals_width(
+    width: int, bars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A narrow one has no room for bars, and the longest names take two lines."""
+    narrow = Console(width=width, record=True, file=io.StringIO())
+    monkeypatch.setattr(rollout_status, "console", narrow)
+    score = Comparison(
+        measure="score against stable, golden prompts", unit="points", canary=98.3, margin=-2, num_canary=9
+    )
+    narrow.print(rollout_status.comparisons_table((COMPARISON, score)))
+    shown = narrow.export_text()
+    assert "…" not in shown.replace(" … ", "")
+    assert ("not worse" in shown, "undecided" in shown) == (True, True)
+    assert "2.5 … 7.5 (10)" in shown
+    assert "98.3 %" in shown
+    assert shown.count("┊") == bars + (bars > 0)
 
 
 def test_what_is_compared_with_nothing_is_drawn_without_a_point() -> None:
