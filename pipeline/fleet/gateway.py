@@ -26,7 +26,7 @@ from pipeline.fleet import epochs, mlflow_listener, targets
 from pipeline.fleet.doors import budgets, keys, replica_door, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, write_atomically
+from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, made_once, write_atomically
 from pipeline.settings import ROOT
 from pipeline.stack import jobs_part, loopback
 from pipeline.stack.layout import LOOPBACK, Layout
@@ -101,11 +101,7 @@ def envoy_command(folder: Path) -> tuple[str, ...]:
 
 def probe_key(layout: Layout) -> str:
     """The key of the rollout's own probes, made at first use; readable by the owner alone."""
-    path = layout.fleet_path / "probe_key"
-    if not path.exists():
-        layout.fleet_path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, f"slipway-probe-{secrets.token_urlsafe(24)}")
-    return path.read_text()
+    return made_once(layout.fleet_path / "probe_key", lambda: f"slipway-probe-{secrets.token_urlsafe(24)}")
 
 
 def client_key(layout: Layout) -> str:

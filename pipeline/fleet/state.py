@@ -14,7 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,6 +260,18 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def made_once(path: Path, text: Callable[[], str]) -> str:
+    """What `path` holds, which is made by whoever comes first, readable by the owner alone; the others read it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        write_atomically(fresh, text())
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_text()
 
 
 # --- the read side: for status, the command line and Airflow's pages ------------------------------------------------

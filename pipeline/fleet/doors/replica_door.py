@@ -6,7 +6,7 @@ to a replica, over whatever a client sent; a replica is told the digest alone (`
 
 import secrets
 
-from pipeline.fleet.state import write_atomically
+from pipeline.fleet.state import made_once
 from pipeline.stack.layout import Layout
 
 HEADER = "x-slipway-door"
@@ -14,8 +14,4 @@ HEADER = "x-slipway-door"
 
 def secret(layout: Layout) -> str:
     """This home's."""
-    path = layout.fleet_path / "replica_key"
-    if not path.exists():
-        layout.fleet_path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, secrets.token_urlsafe(24))
-    return path.read_text()
+    return made_once(layout.fleet_path / "replica_key", lambda: secrets.token_urlsafe(24))

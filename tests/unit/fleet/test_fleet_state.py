@@ -1,12 +1,19 @@
 """The fleet's state files."""
 
 import multiprocessing
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import SpecError
+from pipeline.fleet.doors import replica_door
 from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.gateway import probe_key
 from pipeline.fleet.state import (
     Deployment,
     ModelFleet,
@@ -16,6 +23,7 @@ from pipeline.fleet.state import (
     healthy_addresses,
     read_fleet,
 )
+from pipeline.stack.layout import Layout
 
 DIGEST = "0" * 64
 
@@ -103,3 +111,22 @@ def test_a_host_is_healthy_only_where_every_cluster_says_so() -> None:
         ]
     }
     assert healthy_addresses(answer) == {"10.0.0.1:1": False, "10.0.0.1:2": False, "10.0.0.1:3": True}
+
+
+@pytest.mark.parametrize("made", [probe_key, replica_door.secret])
+def test_programs_that_start_at_once_go_by_one_secret(
+    made: Callable[[Layout], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds none and makes one; all go by the first."""
+    both, numbers = threading.Barrier(2, timeout=30), count()
+
+    def draw(num_bytes: int) -> str:
+        both.wait()
+        return str(next(numbers))
+
+    monkeypatch.setattr(secrets, "token_urlsafe", draw)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(made, [Layout(tmp_path)] * 2))
+    assert found[0] == found[1] == made(Layout(tmp_path))
+    (path,) = (tmp_path / "fleet").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
