@@ -7,19 +7,26 @@ or is much slower than its like.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-Outcome = Literal["well", "hung", "away", "wrong"]
+Outcome = Literal["well", "hung", "busy", "away", "wrong"]
+"""`hung` and `busy`: no answer in time, from a process that does nothing, and from one that works."""
 Kind = Literal["hung", "crashing", "wrong", "slow"]
 
+SILENT: tuple[Outcome, ...] = ("hung", "busy")
 HUNG_LOOKS = 3
 """In a row without an answer, until it is put aside, which does no harm if others are well."""
 KILL_LOOKS = 6
-"""In a row without an answer, until it is killed, so that what it has taken is tried again on another."""
-KILL_ALONE_LOOKS = 20
+"""In a row in which it neither answered nor did anything, until it is killed, so that what it has taken is tried again
+on another."""
+KILL_BUSY_LOOKS = 60
+"""In a row without any answer though its process works: on a machine that is too busy it would have had one by then.
+About as long as the gateway waits until it tries again elsewhere what a replica has taken."""
+KILL_ALONE_LOOKS, KILL_BUSY_ALONE_LOOKS = 20, 150
 """As long as that where too few others are well: a machine that is too busy makes all of them look hung."""
 NUM_CRASHES, CRASH_WINDOW_S = 3, 60.0
 SLOW_RATIO, SLOW_BY_S, SLOW_MIN_REQUESTS, SLOW_WINDOW_S = 3.0, 0.25, 8, 30.0
@@ -53,10 +60,12 @@ class History:
     looks: deque[Look] = field(default_factory=lambda: deque(maxlen=200))
     latencies_s: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2000))
     """Of answers with status 200 that no other replica was asked for before: when (monotonic), and how long."""
+    answered_at: float = -math.inf
+    """When it was last seen to have answered anybody, beside the looks (monotonic)."""
 
-    def hung_looks(self) -> int:
+    def silent_looks(self) -> int:
         """The last ones in a row that had no answer."""
-        return _last_in_a_row(self.looks, "hung")
+        return _last_in_a_row(self.looks, SILENT)
 
     def well_s(self, now: float) -> float:
         """For how long every look has been well."""
@@ -72,8 +81,8 @@ class History:
 def finding(history: History, others: list[History], now: float) -> Finding | None:
     """What is wrong with it; None if nothing is."""
     looks = history.looks
-    if history.hung_looks() >= HUNG_LOOKS:
-        return Finding("hung", f"it has not answered {history.hung_looks()} questions in a row")
+    if history.silent_looks() >= HUNG_LOOKS:
+        return Finding("hung", f"it has not answered {history.silent_looks()} questions in a row")
     if looks and looks[-1].outcome == "wrong":
         return Finding("wrong", looks[-1].detail)
     recent = [look.outcome for look in looks if now - look.at <= CRASH_WINDOW_S]
@@ -97,15 +106,22 @@ def may_leave(num_replicas: int, num_well: int) -> bool:
     return num_well - 1 >= math.ceil(num_replicas / 2)
 
 
-def should_be_killed(history: History, *, enough_others: bool) -> bool:
-    """Whether it has stood still for so long that waiting is worse."""
-    return history.hung_looks() >= (KILL_LOOKS if enough_others else KILL_ALONE_LOOKS)
+def reason_to_kill(history: History, *, enough_others: bool) -> str | None:
+    """Why waiting for it is worse; None if it is not. A slow replica on a busy machine answers somebody at some time,
+    or works."""
+    since = [look for look in history.looks if look.at > history.answered_at]
+    still, silent = _last_in_a_row(since, ("hung",)), _last_in_a_row(since, SILENT)
+    if still >= (KILL_LOOKS if enough_others else KILL_ALONE_LOOKS):
+        return f"it has not answered {silent} questions in a row, and its process does nothing"
+    if silent >= (KILL_BUSY_LOOKS if enough_others else KILL_BUSY_ALONE_LOOKS):
+        return f"it has not answered {silent} questions in a row, nor anybody else, though its process works"
+    return None
 
 
-def _last_in_a_row(looks: deque[Look], outcome: Outcome) -> int:
+def _last_in_a_row(looks: Sequence[Look], outcomes: Sequence[Outcome]) -> int:
     count = 0
     for look in reversed(looks):
-        if look.outcome != outcome:
+        if look.outcome not in outcomes:
             break
         count += 1
     return count

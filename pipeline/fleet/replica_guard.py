@@ -2,14 +2,14 @@
 
 Asks every replica of what serves for its health each half second and for one token each few seconds, and reads from
 the gateway's access log how long clients waited. One that `replica_findings` finds bad is marked in the fleet's state,
-so that the gateway sends it nothing new; one that stands still is killed, one that answers as something else is ended
-after what it has begun, and the supervisor starts it again. It is used again once it has been well for a while. Never
-are more than half of a version's replicas put aside. Canaries are left to their rollout.
+so that the gateway sends it nothing new; one that stands still, and is not merely slow on a busy machine, is killed,
+one that answers as something else is ended after what it has begun, and the supervisor starts it again. It is used
+again once it has been well for a while. Never are more than half of a version's replicas put aside. Canaries are left
+to their rollout.
 """
 
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ from pipeline.fleet.analysis.access_log import AccessLog
 from pipeline.fleet.doors import replica_door
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.probes import Answer, ask
-from pipeline.fleet.replica_findings import WELL_S, Finding, History, Look, finding, may_leave, should_be_killed
+from pipeline.fleet.replica_findings import WELL_S, Finding, History, Look, finding, may_leave, reason_to_kill
+from pipeline.fleet.replica_processes import LocalProcesses
 from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica
 from pipeline.settings import ROOT
 from pipeline.stack.layout import Layout
@@ -37,8 +38,8 @@ THREADS = 32
 ALIVE_FILE = f"{PROGRAM}.alive"
 """Touched after every look."""
 
-Restart = Callable[[str, bool], None]
-"""Ends the replica of that name, at once or after what it has begun; who hosts it starts it again."""
+Key = tuple[str, str]
+"""A replica's id and address: an id is given again."""
 
 
 def program(layout: Layout) -> Program:
@@ -59,16 +60,21 @@ class Target:
     deployment: Deployment
     replica: Replica
 
+    @property
+    def key(self) -> Key:
+        return key_of(self.replica)
+
 
 @dataclass
 class Guard:
     """The program."""
 
     layout: Layout
-    restart: Restart | None
+    processes: LocalProcesses | None
     """None where replicas are not this machine's processes."""
-    histories: dict[str, History] = field(default_factory=dict)
-    asked: dict[str, tuple[float, Future[Answer]]] = field(default_factory=dict)
+    histories: dict[Key, History] = field(default_factory=dict)
+    asked: dict[Key, tuple[float, Future[Answer]]] = field(default_factory=dict)
+    """The last question for a token to each, and when it was asked."""
 
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.layout)
@@ -93,11 +99,12 @@ class Guard:
         models = self.gateway.files.all().values()
         serving = [(model, found) for model in models if (found := serving_deployment(model))]
         targets = [Target(model.name, found, replica) for model, found in serving for replica in found.serving]
-        for gone in self.histories.keys() - {target.replica.id for target in targets}:
+        for gone in self.histories.keys() - {target.key for target in targets}:
             del self.histories[gone]
+            self.asked.pop(gone, None)
         for target, look in zip(targets, self.pool.map(self._look_at, targets), strict=True):
-            self.histories.setdefault(target.replica.id, History()).looks.append(self._with_answer(target, look))
-        self._read_log({target.replica.address: target.replica.id for target in targets})
+            self.histories.setdefault(target.key, History()).looks.append(self._with_answer(target, look))
+        self._read_log({target.replica.address: target.key for target in targets})
         for model, found in serving:
             self._judge(model, found)
 
@@ -106,7 +113,8 @@ class Guard:
         try:
             answer = self.client.get(f"http://{target.replica.address}/health")
         except httpx.TimeoutException:
-            return Look(time.monotonic(), "hung")
+            works = self.processes is not None and self.processes.works(target.replica.id)
+            return Look(time.monotonic(), "busy" if works else "hung")
         except httpx.HTTPError as error:
             return Look(time.monotonic(), "away", f"{type(error).__name__}: {error}")
         deployment = target.deployment
@@ -118,11 +126,14 @@ class Guard:
 
     def _with_answer(self, target: Target, look: Look) -> Look:
         """The look, or, where the replica has meanwhile answered with something that is no completion, that."""
-        began, pending = self.asked.get(target.replica.id, (0.0, None))
+        if look.outcome == "away":  # what comes back is another process
+            self.asked.pop(target.key, None)
+            return look
+        began, pending = self.asked.get(target.key, (0.0, None))
         if pending is not None and not pending.done():
             return look
         if look.at - began >= ASK_EVERY_S and look.outcome == "well":
-            self.asked[target.replica.id] = (look.at, self.pool.submit(_ask, target, replica_door.secret(self.layout)))
+            self.asked[target.key] = (look.at, self.pool.submit(_ask, target, replica_door.secret(self.layout)))
         if pending is None or look.outcome != "well":
             return look
         answer = pending.result()
@@ -130,21 +141,22 @@ class Guard:
         is_wrong = answer.status == 200 and not answer.good
         return Look(look.at, "wrong", answer.failure) if is_wrong else look
 
-    def _read_log(self, ids: dict[str, str]) -> None:
+    def _read_log(self, keys: dict[str, Key]) -> None:
         now = time.monotonic()
         for line in self.log.lines():
-            replica = ids.get(line.get("upstream") or "")
-            alone = line.get("attempts") in (1, "1") and line.get("code") == 200
-            if replica and alone and line.get("duration_us") is not None:
-                self.histories[replica].latencies_s.append((now, line["duration_us"] / 1e6))
+            key = keys.get(line.get("upstream") or "")
+            if key and line.get("code") == 200 and line.get("duration_us") is not None:
+                self.histories[key].answered_at = now
+                if line.get("attempts") in (1, "1"):
+                    self.histories[key].latencies_s.append((now, line["duration_us"] / 1e6))
 
     def _judge(self, model: ModelFleet, deployment: Deployment) -> None:
         now = time.monotonic()
         for replica in deployment.serving:
-            history = self.histories[replica.id]
+            history = self.histories[key_of(replica)]
             others = [other for other in deployment.trusted if other.id != replica.id]
             num_well = sum(self._is_well(other) for other in others)
-            alike = [self.histories[other.id] for other in others if other.region == replica.region]
+            alike = [self.histories[key_of(other)] for other in others if other.region == replica.region]
             found = finding(history, alike, now)
             enough = may_leave(len(deployment.serving), num_well + 1)
             if replica.aside is not None:
@@ -154,14 +166,12 @@ class Guard:
                 self._change(model, replica, found)
                 if found.kind == "wrong":
                     self._end(model, replica, at_once=False, reason=found.reason)
-            if should_be_killed(history, enough_others=enough):
-                self._end(
-                    model, replica, at_once=True, reason=f"no answer to {history.hung_looks()} questions in a row"
-                )
+            if reason := reason_to_kill(history, enough_others=enough):
+                self._end(model, replica, at_once=True, reason=reason)
                 history.looks.clear()
 
     def _is_well(self, replica: Replica) -> bool:
-        looks = self.histories[replica.id].looks
+        looks = self.histories[key_of(replica)].looks
         return bool(looks) and looks[-1].outcome == "well"
 
     def _change(self, model: ModelFleet, replica: Replica, found: Finding | None) -> None:
@@ -180,14 +190,15 @@ class Guard:
             self.gateway.files.write(now.with_deployment(deployment.model_copy(update={"replicas": replicas})))
             self.gateway.apply()
         if found and found.kind == "slow":
-            self.histories[replica.id].latencies_s.clear()
+            self.histories[key_of(replica)].latencies_s.clear()
         reason = found.reason if found else "it has been well again for a while"
         self._note("replica-aside" if found else "replica-back", now, replica, reason)
 
     def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> None:
-        if self.restart is None:
+        if self.processes is None:
             return
-        self.restart(replica.id, at_once)
+        self.processes.end(replica.id, at_once=at_once)
+        self.asked.pop(key_of(replica), None)
         self._note("replica-restarted", model, replica, reason)
 
     def _note(self, action: str, model: ModelFleet, replica: Replica, reason: str) -> None:
@@ -205,9 +216,8 @@ def serving_deployment(model: ModelFleet) -> Deployment | None:
     return found if found and found.ready and found.routed else None
 
 
-def restart_local(supervisor: Supervisor) -> Restart:
-    """Of processes of this machine. The supervisor starts anew what ends without having been asked to."""
-    return lambda name, at_once: supervisor.signal(name, "SIGKILL" if at_once else "SIGTERM")
+def key_of(replica: Replica) -> Key:
+    return replica.id, replica.address
 
 
 def _ask(target: Target, door: str) -> Answer:
@@ -227,7 +237,7 @@ def main() -> int:
     configured = settings.load()
     in_containers = configured.agent_path or configured.secrets_path
     try:
-        Guard(home, None if in_containers else restart_local(Supervisor(home.home_path))).run()
+        Guard(home, None if in_containers else LocalProcesses(Supervisor(home.home_path))).run()
     except SlipwayError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code

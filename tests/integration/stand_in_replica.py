@@ -4,9 +4,11 @@ Speaks as much of OpenAI's protocol as the fleet needs, streams included, behind
 behaviour file is read anew for every request, so that a test changes a version's manners while it runs:
 
     {"error_rate": 0.5, "status": 500, "delay_s": 0.2, "claims": "9", "crash": true, "unhealthy": true, "chunks": 20,
-     "chunk_s": 0.1, "answers": {"a prompt": "its answer"}, "accuracy": 0.9, "echo": true, "says": "9", "rubbish": true}
+     "chunk_s": 0.1, "answers": {"a prompt": "its answer"}, "accuracy": 0.9, "echo": true, "says": "9", "rubbish": true,
+     "spin_s": 20}
 
-With `echo` the answer's text is the request as the replica saw it.
+With `echo` the answer's text is the request as the replica saw it; with `spin_s` it computes before each answer, and
+does nothing else meanwhile.
 """
 
 import asyncio
@@ -103,6 +105,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     manners = behaviour()
+    over = time.monotonic() + manners.get("spin_s", 0.0)
+    while time.monotonic() < over:
+        pass
     if scope["path"] == "/health":
         await answer(send, 503 if manners.get("unhealthy") else 200, {})
         return

@@ -72,6 +72,19 @@ def test_a_replica_that_stands_still_fails_no_request_and_is_started_anew(rig: R
     seconds_until(rig, lambda: actions() == ["replica-aside", "replica-restarted", "replica-back"])
 
 
+@pytest.mark.drill
+def test_a_replica_that_is_only_busy_is_put_aside_and_left_alive(rig: Rig) -> None:
+    """For longer than one that does nothing is left alive; what it has begun is not lost."""
+    bad = replicas(rig)[1]
+    pid = pid_of(rig, bad)
+    rig.misbehave(bad, spin_s=20.0)
+    away_s = seconds_until(rig, lambda: aside(rig, bad) == "hung")
+    rig.misbehave(bad)
+    back_s = seconds_until(rig, lambda: aside(rig, bad) is None)
+    print(f"busy: aside after {away_s:.1f} s, back after {back_s:.1f} s more")
+    assert pid_of(rig, bad) == pid
+
+
 def test_a_replica_that_lies_reaches_no_client(rig: Rig) -> None:
     """An answer of a version that is not served is no answer; who gave it is put aside until it says the truth."""
     bad = replicas(rig)[1]

@@ -7,6 +7,8 @@ import pytest
 from pipeline.fleet.replica_findings import (
     HUNG_LOOKS,
     KILL_ALONE_LOOKS,
+    KILL_BUSY_ALONE_LOOKS,
+    KILL_BUSY_LOOKS,
     KILL_LOOKS,
     SLOW_MIN_REQUESTS,
     SLOW_WINDOW_S,
@@ -15,15 +17,15 @@ from pipeline.fleet.replica_findings import (
     Outcome,
     finding,
     may_leave,
-    should_be_killed,
+    reason_to_kill,
 )
 
 NOW = 1000.0
-LETTERS: dict[str, Outcome] = {"w": "well", "h": "hung", "a": "away", "x": "wrong"}
+LETTERS: dict[str, Outcome] = {"w": "well", "h": "hung", "b": "busy", "a": "away", "x": "wrong"}
 
 
 def history(looks: str = "w", latencies_s: tuple[float, ...] = ()) -> History:
-    """One look a second, the last one now; a letter each: well, hung, away, x for wrong."""
+    """One look a second, the last one now; a letter each: well, hung, busy, away, x for wrong."""
     first = NOW - len(looks) + 1
     return History(
         looks=deque(Look(first + index, LETTERS[letter], "it lies") for index, letter in enumerate(looks)),
@@ -37,6 +39,7 @@ def history(looks: str = "w", latencies_s: tuple[float, ...] = ()) -> History:
         ("wwww", None),
         ("wwhh", None),
         ("w" + "h" * HUNG_LOOKS, "hung"),
+        ("w" + "b" * HUNG_LOOKS, "hung"),
         ("hhhw", None),
         ("wwx", "wrong"),
         ("xw", None),
@@ -100,12 +103,33 @@ def test_half_of_the_replicas_stay_in_use(num_replicas: int, num_well: int, may:
     assert may_leave(num_replicas, num_well) is may
 
 
-def test_a_hung_replica_is_killed_later_where_too_few_others_are_well() -> None:
-    """A machine that is too busy makes all of them look hung."""
-    some, many = history("h" * KILL_LOOKS), history("h" * KILL_ALONE_LOOKS)
-    assert should_be_killed(some, enough_others=True)
-    assert not should_be_killed(some, enough_others=False)
-    assert should_be_killed(many, enough_others=False)
+@pytest.mark.parametrize(
+    ("looks", "with_others", "alone"),
+    [
+        ("h" * (KILL_LOOKS - 1), False, False),
+        ("h" * KILL_LOOKS, True, False),
+        ("h" * KILL_ALONE_LOOKS, True, True),
+        ("h" * (KILL_LOOKS - 1) + "b" + "h" * (KILL_LOOKS - 1), False, False),
+        ("hhb" * (KILL_BUSY_LOOKS // 3 - 1), False, False),
+        ("b" * KILL_BUSY_LOOKS, True, False),
+        ("b" * KILL_BUSY_ALONE_LOOKS, True, True),
+        ("h" * KILL_LOOKS + "w", False, False),
+    ],
+)
+def test_who_does_not_answer_is_killed_soon_if_it_does_nothing_and_late_if_it_works(
+    looks: str, with_others: bool, alone: bool
+) -> None:
+    """Later still where too few others are well: a machine that is too busy makes all of them look hung."""
+    assert (reason_to_kill(history(looks), enough_others=True) is not None) is with_others
+    assert (reason_to_kill(history(looks), enough_others=False) is not None) is alone
+
+
+@pytest.mark.parametrize("letter", ["h", "b"])
+def test_who_has_answered_a_client_meanwhile_is_not_killed(letter: str) -> None:
+    """Its health may be late where it has much to answer."""
+    silent = history(letter * KILL_BUSY_LOOKS)
+    silent.answered_at = NOW - KILL_LOOKS + 1
+    assert reason_to_kill(silent, enough_others=True) is None
 
 
 def test_how_long_a_replica_has_been_well_counts_from_the_last_bad_look() -> None:
