@@ -75,8 +75,7 @@ def bring(layout: Layout) -> None:
     """
     gateway = Gateway(layout)
     try:
-        with gateway.files.lock():
-            gateway.apply()
+        gateway.apply()
     except TransientError as error:
         raise TransientError(
             f"the change is kept, but the gateway goes by the keys before until it runs again (`slipway up`): {error}"

@@ -6,41 +6,37 @@ supervisor; `Gateway.apply` brings a running Envoy to the current state and retu
 """
 
 import json
-import re
 import secrets
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from pipeline.contracts.base import Contract, canonical_json, sha256_hex
+from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
 from pipeline.fleet.doors import budgets, keys, replica_door, tls
 from pipeline.fleet.doors.clients import Client, clients_of
+from pipeline.fleet.envoy_admin import STATS, EnvoyAdmin
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import ModelFleet, address_of, healthy_addresses, made_once, write_atomically
+from pipeline.fleet.state import ModelFleet, made_once, write_atomically
 from pipeline.settings import ROOT
-from pipeline.stack import jobs_part, loopback
+from pipeline.stack import jobs_part
 from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program
 
 CONFIRM_TIMEOUT_S = 15.0
+HOLD_S = 0.5
+"""So long at most the fleet's lock is held for a file that Envoy does not take; then others have their turn."""
 RESTART_TIMEOUT_S = 120.0
 POLL_S = 0.02
 MAX_ACCESS_LOG_BYTES = 64 << 20
 PROGRAM = "gateway"
 LOG_FORMAT = '{"ts":"%Y-%m-%dT%T.%e%z","level":"%l","logger":"envoy.%n","message":"%j"}'
 """Of Envoy's own log, one JSON object a line; the access log is another file."""
-STATS = {"cds": "cluster_manager.cds", "rds": "http.main.rds.main"}
-"""Where Envoy says which version of a file it has taken."""
 
 
 def program(layout: Layout) -> Program:
@@ -114,25 +110,21 @@ def client_key_path(layout: Layout) -> Path:
     return layout.fleet_path / "client_key"
 
 
-class HostFigures(Contract):
-    """What Envoy counted for one replica in one cluster; every attempt counts, also those that a retry mended."""
-
-    healthy: bool
-    requests: int
-    errors: int
-    """5xx answers, resets and failed connections."""
-    active: int
+class NotTaken(Exception):
+    """Envoy does not answer, or has neither taken nor refused what it should take, yet."""
 
 
-class Gateway:
+class Gateway(EnvoyAdmin):
     """Writes the files that Envoy watches, and asks Envoy what it made of them."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+        super().__init__(layout)
         self.files = FleetFiles(layout.home_path)
         self.folder = layout.gateway_path
         self.xds_path = self.folder / "xds"
         self.eds_path = self.xds_path / "eds"
+        self._good: dict[str, str] = {}
+        """Files that Envoy has been seen to run with."""
 
     @property
     def url(self) -> str:
@@ -181,12 +173,40 @@ class Gateway:
         self._write_targets(models)
 
     def apply(self) -> None:
-        """Brings Envoy to the fleet's state. The caller holds the lock, or runs the only rollout.
-
-        A cluster is known before a route names it, and is forgotten after no route names it any more.
+        """Brings Envoy to the fleet's state. The caller does not hold the lock: it is held as long as Envoy does what
+        it is told, and given back while it is waited for, so that what is urgent need not wait, too.
 
         Raises:
-            TransientError: Envoy does not run, or refused the configuration.
+            TransientError: Envoy does not run, and will begin with the state as it is now; or it refused it.
+        """
+        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
+        while True:
+            try:
+                with self.files.lock():
+                    return self._bring_all()
+            except NotTaken as error:
+                if time.monotonic() > deadline:
+                    self._give_up(str(error))
+            time.sleep(10 * POLL_S)  # longer than others who want the lock wait between two attempts
+            self.wait(lambda: self.taken("cds") is not None, deadline - time.monotonic())
+
+    def _give_up(self, why: str) -> None:
+        """An Envoy that is away reads the files when it begins: they say what should be by then."""
+        with self.files.lock():
+            if self.taken("cds") is None:
+                self.write(self.files.all())
+        raise TransientError(
+            f"the gateway has not taken its configuration after {CONFIRM_TIMEOUT_S:g} s: {why}; see"
+            f" {self.layout.log_path(PROGRAM)}"
+        )
+
+    def _bring_all(self) -> None:
+        """A cluster is known before a route names it, and is forgotten after no route names it any more. The caller
+        holds the lock.
+
+        Raises:
+            NotTaken: Envoy has to be waited for.
+            TransientError: it refused something.
         """
         models = self.files.all()
         self._write_targets(models)
@@ -244,107 +264,44 @@ class Gateway:
         self.layout.targets_path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.layout.targets_path / targets.FILE, json.dumps(targets.scrape_targets(models), indent=1))
 
-    def _write_resources(self, kind: str, resources: list[config.Json]) -> str:
-        return _write_versioned(self.xds_path / f"{kind}.json", resources)
+    def _write_resources(self, kind: str, resources: list[config.Json]) -> None:
+        _write_versioned(self.xds_path / f"{kind}.json", resources)
 
     def rotate_access_log(self) -> None:
         """Starts a new access log when it has grown large, keeping the one before."""
         path = self.access_log_path
         if path.exists() and path.stat().st_size > MAX_ACCESS_LOG_BYTES:
             path.replace(path.with_suffix(".1.jsonl"))
-            self._ask("/reopen_logs", method="POST")
+            self.ask("/reopen_logs", method="POST")
 
     # --- asking --------------------------------------------------------------------------------------------------
 
     def _bring(self, kind: str, resources: list[config.Json]) -> None:
         """Writes a file and waits until Envoy says that it has taken it; one that it refuses does not stay."""
-        path, prefix = self.xds_path / f"{kind}.json", STATS[kind]
-        before = path.read_text() if path.exists() else None
-        version = self._write_resources(kind, resources)
-        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
-        found: str | None = None
+        path = self.xds_path / f"{kind}.json"
+        before, held = self.taken(kind), path.read_text() if path.exists() else ""
+        if before is None:
+            raise NotTaken("it does not answer")
+        text, version = _versioned(resources)
+        if held and json.loads(held)["version_info"] == before.version:
+            self._good[kind] = held
+        if before.version == version and held == text:
+            return
+        write_atomically(path, text)
+        deadline = time.monotonic() + HOLD_S
         while time.monotonic() < deadline:
-            found = self._version_text(prefix)
-            if found == version:
+            found = self.taken(kind)
+            if found and found.version == version:
                 return
+            if found and found.refusals > before.refusals:
+                if kind in self._good:
+                    write_atomically(path, self._good[kind])
+                raise TransientError(
+                    f"the gateway refuses configuration {version} and goes on with {found.version} ({STATS[kind]}); see"
+                    f" {self.layout.log_path(PROGRAM)}"
+                )
             time.sleep(POLL_S)
-        if found is not None and before is not None:
-            write_atomically(path, before)
-        raise TransientError(
-            f"the gateway has not taken configuration {version} after {CONFIRM_TIMEOUT_S:g} s ({prefix} is at"
-            f" {found or 'no version: it is down'}); see {self.layout.log_path(PROGRAM)}"
-        )
-
-    def _version_text(self, prefix: str) -> str | None:
-        """The version that Envoy runs with; None if it does not answer."""
-        name = f"{prefix}.version_text"
-        pattern = f"^{re.escape(name)}$"
-        answer = self._ask("/stats", {"format": "json", "type": "TextReadouts", "filter": pattern}) or {}
-        return next((str(stat["value"]) for stat in answer.get("stats", []) if stat.get("name") == name), None)
-
-    def _ask(self, path: str, parameters: dict[str, str] | None = None, *, method: str = "GET") -> Any:
-        """Envoy's answer as JSON; None if it is none, or does not come now."""
-        url = f"{self.layout.ports().url('gateway_admin')}{path}"
-        try:
-            return loopback.client().request(method, url, params=parameters).raise_for_status().json()
-        except (httpx.HTTPError, ValueError):
-            return None
-
-    def healthy(self) -> dict[str, bool] | None:
-        """Whether the replica at each address is healthy; None if Envoy does not answer."""
-        answer = self._ask("/clusters", {"format": "json"})
-        return None if answer is None else healthy_addresses(answer)
-
-    def uptime_s(self) -> float | None:
-        """Seconds since this Envoy began, in whole ones; None if it does not answer."""
-        answer = self._ask("/server_info")
-        return None if answer is None else float(answer["uptime_current_epoch"].removesuffix("s"))
-
-    def hosts(self, model: str, generation: int) -> dict[str, HostFigures]:
-        """What Envoy counted for each address of one cluster, the fallback's too; empty if it does not answer."""
-        answer = self._ask("/clusters", {"format": "json"}) or {}
-        name = config.cluster_name(model, generation)
-        hosts = [
-            host
-            for cluster in answer.get("cluster_statuses", [])
-            if cluster["name"] == name
-            for host in cluster.get("host_statuses", [])
-        ]
-        return {address_of(host): _figures(host) for host in hosts}
-
-    def durations_ms(self, model: str, generation: int, *, mirrored: bool) -> Counter[float] | None:
-        """How often the answers of one cluster took how long, in milliseconds, since Envoy began; None if it does not
-        answer.
-
-        Envoy rounds to two digits, and brings its figures up to date every `STATS_FLUSH_S`.
-
-        Args:
-            mirrored: those to copies of requests, which no log holds; otherwise those to clients and probes.
-        """
-        origin = "internal" if mirrored else "external"
-        place = re.escape(config.stat_name(model, generation))
-        pattern = rf"^cluster\.{place}\.{origin}\.upstream_rq_time$"
-        parameters = {"format": "json", "filter": pattern, "histogram_buckets": "detailed"}
-        answer = self._ask("/stats", parameters)
-        if answer is None:
-            return None
-        found: Counter[float] = Counter()
-        for stat in answer.get("stats", []):
-            for histogram in stat.get("histograms", {}).get("details", []):
-                for bucket in histogram["totals"]:
-                    found[bucket["lower_bound"] + bucket["width"] / 2] += bucket["count"]
-        return found
-
-    def active_addresses(self, model: str) -> set[str]:
-        """Where something of a model is being answered now, whichever of its clusters it came by."""
-        answer = self._ask("/clusters", {"format": "json"}) or {}
-        return {
-            address_of(host)
-            for cluster in answer.get("cluster_statuses", [])
-            if cluster["name"].startswith(config.cluster_prefix(model))
-            for host in cluster.get("host_statuses", [])
-            if _figures(host).active
-        }
+        raise NotTaken(f"{STATS[kind]} is at {before.version}, expected {version}")
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """True as soon as `condition` holds, False if it did not in time."""
@@ -354,17 +311,6 @@ class Gateway:
                 return False
             time.sleep(5 * POLL_S)
         return True
-
-
-def _figures(host: dict[str, Any]) -> HostFigures:
-    stats = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", [])}
-    errors = stats.get("rq_error", 0)
-    return HostFigures(
-        healthy=host["health_status"] == {"eds_health_status": "HEALTHY"},
-        requests=max(stats.get("rq_total", 0), stats.get("rq_success", 0) + errors),
-        errors=errors,
-        active=stats.get("rq_active", 0),
-    )
 
 
 def _address(host: str) -> str:
@@ -379,13 +325,17 @@ def _address(host: str) -> str:
         ) from error
 
 
-def _write_versioned(path: Path, resources: list[config.Json]) -> str:
-    """Writes an xDS file unless it is there already; its version is a digest of what it says."""
+def _versioned(resources: list[config.Json]) -> tuple[str, str]:
+    """An xDS file, and its version: a digest of what it says."""
     version = sha256_hex(canonical_json(resources))[:16]
-    text = json.dumps(config.discovery_response(version, resources), indent=1)
+    return json.dumps(config.discovery_response(version, resources), indent=1), version
+
+
+def _write_versioned(path: Path, resources: list[config.Json]) -> None:
+    """Writes an xDS file unless it is there already."""
+    text, _ = _versioned(resources)
     if not path.exists() or path.read_text() != text:
         write_atomically(path, text)
-    return version
 
 
 def _write_json(path: Path, value: config.Json) -> None:

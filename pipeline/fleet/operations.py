@@ -157,7 +157,8 @@ def _roll_back(
         if target is not None:
             model = _moved(model, target, told)
             gateway.files.write(model)
-            gateway.apply()
+    if target is not None:
+        gateway.apply()
     version = target.version if target else _previous_version(model)
     replaced = _move_aliases(layout, registry, (name, champion, version), told, served=target is not None)
     if target is None:

@@ -73,8 +73,8 @@ class Fleet:
                 raise Superseded
             model = change(model)
             self.files.write(model)
-            self.gateway.apply()
-            return model
+        self.gateway.apply()
+        return model
 
     def current(self, name: str, generation: int) -> ModelFleet:
         """The state as it is now, the gateway brought to it."""

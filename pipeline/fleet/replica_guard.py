@@ -188,7 +188,7 @@ class Guard:
             changed = known.model_copy(update={"aside": aside})
             replicas = tuple(changed if kept.id == replica.id else kept for kept in deployment.replicas)
             self.gateway.files.write(now.with_deployment(deployment.model_copy(update={"replicas": replicas})))
-            self.gateway.apply()
+        self.gateway.apply()
         if found and found.kind == "slow":
             self.histories[key_of(replica)].latencies_s.clear()
         reason = found.reason if found else "it has been well again for a while"

@@ -146,8 +146,8 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
         if model.canary and model.canary.version != champion:
             model = model.changed(canary=None, weights=_all_on(model.serving))
         fleet.files.write(model)
-        fleet.gateway.apply()
-        return rollout
+    fleet.gateway.apply()
+    return rollout
 
 
 def _planned(spec: RolloutSpec, fleet: Fleet, rollout: Rollout, reason: str) -> RolloutResult:

@@ -23,6 +23,8 @@ from pipeline.stack.supervisor import Program
 
 PROGRAM = "doors"
 PERIOD_S = 0.5
+PAUSE_S = 10.0
+"""Between two attempts to bring the gateway to what it did not take."""
 
 
 def program(layout: Layout) -> Program:
@@ -49,6 +51,8 @@ class Keeper:
         alive_path(layout).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.brought: tuple[Client, ...] | None = None
         """What the gateway was brought to last; None: not known."""
+        self.refused: tuple[tuple[Client, ...], float, TransientError] | None = None
+        """What it did not take last, when that is tried again (monotonic), and why."""
         self.certificate: object = None
         """What the certificate's files looked like last."""
         self.said: dict[str, str] = {}
@@ -83,12 +87,16 @@ class Keeper:
         wanted = self.gateway.clients()
         if wanted == self.brought:
             return
+        if self.refused and self.refused[0] == wanted and time.monotonic() < self.refused[1]:
+            raise self.refused[2]
         if self.gateway.uptime_s() is None:
-            # Without this, every round would hold the lock for as long as a gateway may take to answer.
+            # Without this, tokens would not be counted and certificates not be brought while it is waited for.
             raise TransientError("the gateway does not answer; it reads the files itself when it starts")
-        with self.gateway.files.lock():
-            wanted = self.gateway.clients()
+        try:
             self.gateway.apply()
+        except TransientError as error:
+            self.refused = (wanted, time.monotonic() + PAUSE_S, error)
+            raise
         self.brought = wanted
 
     def run(self) -> None:

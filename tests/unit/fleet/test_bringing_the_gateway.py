@@ -1,0 +1,217 @@
+"""How the gateway is brought to the fleet's state, and who waits for it: with a stand-in for Envoy's own interface."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.commands.keys import bring
+from pipeline.errors import TransientError
+from pipeline.fleet import gateway as part
+from pipeline.fleet.doors import keys
+from pipeline.fleet.envoy_admin import STATS
+from pipeline.fleet.gateway import Gateway
+from pipeline.fleet.state import write_atomically
+from pipeline.stack.layout import Layout
+
+CLIENT = keys.Key(name="shop", created_at=0, secrets=(keys.Secret(digest="1" * 64, created_at=0),))
+
+
+class Envoy:
+    """Takes its files when it is asked which ones it has: as soon as `takes`, unless it `refuses` them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.takes, self.refuses = True, False
+        self.held: dict[str, str] = {}
+        self.read: dict[str, str] = {}
+        self.refusals = 0
+        self.server: ThreadingHTTPServer | None = None
+
+    def stats(self) -> list[dict[str, Any]]:
+        found = []
+        for kind, prefix in STATS.items():
+            version = json.loads((self.folder / f"{kind}.json").read_bytes())["version_info"]
+            if self.read.get(kind) != version and self.takes:
+                self.read[kind] = version
+                if self.refuses:
+                    self.refusals += 1
+                else:
+                    self.held[kind] = version
+            found += [
+                {"name": f"{prefix}.version_text", "value": self.held[kind]},
+                {"name": f"{prefix}.update_rejected", "value": self.refusals},
+            ]
+        return found
+
+    def begin(self, port: int) -> None:
+        """Reads its files, as at a start."""
+        envoy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = json.dumps({"stats": envoy.stats(), "uptime_current_epoch": "1s"}).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        self.takes, self.refuses = True, False
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,)).start()
+        self.stats()
+
+    def end(self) -> None:
+        if self.server:
+            self.server.shutdown()
+            self.server.server_close()
+            self.server = None
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    """Its files are written; a client has a key since."""
+    monkeypatch.setattr(part, "CONFIRM_TIMEOUT_S", 2.0)
+    layout = Layout(tmp_path)
+    layout.create()
+    layout.choose_ports()
+    layout.ensure_credentials()
+    gateway = Gateway(layout)
+    gateway.write({})
+    return gateway
+
+
+@pytest.fixture
+def envoy(gateway: Gateway) -> Iterator[Envoy]:
+    envoy = Envoy(gateway.xds_path)
+    yield envoy
+    envoy.end()
+
+
+def port_of(gateway: Gateway) -> int:
+    return gateway.layout.ports().gateway_admin
+
+
+def text(gateway: Gateway, kind: str = "rds") -> str:
+    return (gateway.xds_path / f"{kind}.json").read_text()
+
+
+def give_a_key(gateway: Gateway) -> None:
+    keys.write_ring(gateway.layout, keys.KeyRing(keys=(CLIENT,)))
+
+
+def seconds_for_the_lock(gateway: Gateway) -> float:
+    began = time.monotonic()
+    with gateway.files.lock():
+        return time.monotonic() - began
+
+
+def test_a_gateway_that_answers_is_brought_to_the_state(gateway: Gateway, envoy: Envoy) -> None:
+    """Its word that it has taken the file is waited for."""
+    envoy.begin(port_of(gateway))
+    before = dict(envoy.held)
+    give_a_key(gateway)
+    gateway.apply()
+    assert envoy.held["rds"] == json.loads(text(gateway))["version_info"] != before["rds"]
+
+
+@pytest.mark.parametrize("is_down", [True, False])
+def test_nobody_waits_for_a_gateway_that_somebody_else_waits_for(gateway: Gateway, envoy: Envoy, is_down: bool) -> None:
+    """Whether it is away or does not take what it is given: the lock is free within a second."""
+    envoy.begin(port_of(gateway))
+    if is_down:
+        envoy.end()
+    envoy.takes = False
+    give_a_key(gateway)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bring, gateway.layout)
+        while not waiting.done():
+            assert seconds_for_the_lock(gateway) < 1.0
+            time.sleep(0.01)
+        with pytest.raises(TransientError, match="has not taken its configuration after 2 s"):
+            waiting.result()
+
+
+def test_a_gateway_that_was_away_begins_with_what_should_be(gateway: Gateway, envoy: Envoy) -> None:
+    """Its files say so, though nobody could tell it."""
+    give_a_key(gateway)
+    with pytest.raises(TransientError, match="it does not answer"):
+        gateway.apply()
+    assert CLIENT.secrets[0].digest in text(gateway)
+    envoy.begin(port_of(gateway))
+    gateway.apply()
+
+
+def test_a_gateway_that_comes_back_in_time_is_brought_to_the_state(
+    gateway: Gateway, envoy: Envoy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose Envoy is replaced or has died."""
+    monkeypatch.setattr(part, "CONFIRM_TIMEOUT_S", 30.0)
+    give_a_key(gateway)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(gateway.apply)
+        seconds_for_the_lock(gateway)
+        envoy.begin(port_of(gateway))
+        waiting.result(30)
+    assert envoy.held["rds"] == json.loads(text(gateway))["version_info"]
+    assert CLIENT.secrets[0].digest in text(gateway)
+
+
+def test_what_the_gateway_refuses_is_told_at_once_and_does_not_stay(gateway: Gateway, envoy: Envoy) -> None:
+    """Else it would begin without routes when it is started again."""
+    envoy.begin(port_of(gateway))
+    before = text(gateway)
+    give_a_key(gateway)
+    envoy.refuses = True
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="refuses configuration"):
+        gateway.apply()
+    assert time.monotonic() - began < 1.0
+    assert text(gateway) == before
+
+
+def test_what_a_slow_gateway_refuses_in_the_end_does_not_stay_either(gateway: Gateway, envoy: Envoy) -> None:
+    """It was written for the second time by then."""
+    envoy.begin(port_of(gateway))
+    before = text(gateway)
+    give_a_key(gateway)
+    envoy.takes, envoy.refuses = False, True
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(gateway.apply)
+        while text(gateway) == before:
+            time.sleep(0.01)
+        time.sleep(2 * part.HOLD_S)
+        envoy.takes = True
+        with pytest.raises(TransientError, match="refuses configuration"):
+            waiting.result()
+    assert text(gateway) == before
+
+
+def test_a_file_that_the_gateway_has_not_read_is_written_again(gateway: Gateway, envoy: Envoy) -> None:
+    """Who wrote it may have been killed before the gateway looked."""
+    envoy.begin(port_of(gateway))
+    envoy.takes = False
+    give_a_key(gateway)
+    gateway.write({})
+    written = (gateway.xds_path / "rds.json").stat().st_ino
+    envoy.takes = True
+    envoy.read["rds"] = json.loads(text(gateway))["version_info"]
+    original = write_atomically
+    with pytest.MonkeyPatch.context() as patch:
+
+        def write(path: Path, new: str) -> None:
+            original(path, new)
+            envoy.read.pop(path.stem, None)
+
+        patch.setattr(part, "write_atomically", write)
+        gateway.apply()
+    assert (gateway.xds_path / "rds.json").stat().st_ino != written
