@@ -65,6 +65,7 @@ class Keeper:
 
     def _take_up(self) -> None:
         """Goes on with what an earlier run of this program left behind, whenever it was killed."""
+        self._adopt()
         standing = self.standing
         known = [epoch.process for epoch in (standing.current, standing.coming) if epoch]
         for stranger in envoys(self.folder, without=[*known, *([standing.draining] if standing.draining else [])]):
@@ -74,6 +75,19 @@ class Keeper:
             say(f"Envoy (process {current.process.pid}) runs already")
             if not self._await_live(current.process, current.number):
                 self._end(current.process)
+
+    def _adopt(self) -> None:
+        """Goes on with an epoch that was just being started: it may have taken over already, so it may not be ended."""
+        current, intended = self.standing.current, self.standing.intended
+        if not intended or current is None:
+            return
+        begun = [found for found in envoys(self.folder) if _number_of(found) == current.number + 1]
+        coming = None
+        if begun:
+            process = max(begun, key=lambda found: found.created)
+            say(f"epoch {current.number + 1} (process {process.pid}) had been started")
+            coming = _epoch(current, process, intended)
+        self._keep(self.standing.model_copy(update={"coming": coming, "intended": ""}))
 
     def _look(self) -> bool:
         """One look at what runs and what should.
@@ -106,13 +120,21 @@ class Keeper:
         base_id_path = self.folder / BASE_ID_FILE
         base_id_path.unlink(missing_ok=True)
         options = ("--use-dynamic-base-id", "--base-id-path", str(base_id_path), "--restart-epoch", "0")
+        compatible = hot_restart_version(wanted)
         process = self._spawn(wanted, options)
         if not self._await_live(process, 0):
             say("Envoy did not come up")
             self._end(process)
             return False
-        base_id = int(base_id_path.read_text())
-        self._keep(Standing(current=self._epoch(0, base_id, process, wanted)))
+        first = Epoch(
+            number=0,
+            base_id=int(base_id_path.read_text()),
+            process=process,
+            wanted=wanted.digest,
+            compatible=compatible,
+            began_at=time.time(),
+        )
+        self._keep(Standing(current=first))
         return True
 
     def _succeed(self, current: Epoch, wanted: Wanted) -> bool:
@@ -122,9 +144,10 @@ class Keeper:
             self._end(current.process)
             return self._start_anew(wanted)
         number = current.number + 1
+        self._keep(self.standing.model_copy(update={"intended": wanted.digest}))
         process = self._spawn(wanted, ("--base-id", str(current.base_id), "--restart-epoch", str(number)))
-        coming = self._epoch(number, current.base_id, process, wanted)
-        self._keep(self.standing.model_copy(update={"coming": coming}))
+        coming = _epoch(current, process, wanted.digest)
+        self._keep(self.standing.model_copy(update={"coming": coming, "intended": ""}))
         return self._settle(coming, wanted)
 
     def _settle(self, coming: Epoch, wanted: Wanted) -> bool:
@@ -153,16 +176,6 @@ class Keeper:
         done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, text=True, check=True)
         pid = int(done.stdout)
         return Process(pid=pid, created=psutil.Process(pid).create_time())
-
-    def _epoch(self, number: int, base_id: int, process: Process, wanted: Wanted) -> Epoch:
-        return Epoch(
-            number=number,
-            base_id=base_id,
-            process=process,
-            wanted=wanted.digest,
-            compatible=hot_restart_version(wanted),
-            began_at=time.time(),
-        )
 
     def _await_live(self, process: Process, number: int) -> bool:
         deadline = time.monotonic() + LIVE_TIMEOUT_S
@@ -208,6 +221,22 @@ def envoys(folder: Path, without: Iterable[Process] = ()) -> list[Process]:
         if bootstrap in words and "--restart-epoch" in words and about["pid"] not in known:
             found.append(Process(pid=about["pid"], created=about["create_time"]))
     return found
+
+
+def _epoch(before: Epoch, process: Process, wanted: str) -> Epoch:
+    """The one after `before`, which can take over from it."""
+    return before.model_copy(
+        update={"number": before.number + 1, "process": process, "wanted": wanted, "began_at": time.time()}
+    )
+
+
+def _number_of(process: Process) -> int | None:
+    """Which epoch it was started as; None if it has ended meanwhile."""
+    try:
+        words = psutil.Process(process.pid).cmdline()
+    except psutil.NoSuchProcess:
+        return None
+    return int(words[words.index("--restart-epoch") + 1]) if "--restart-epoch" in words else None
 
 
 def hot_restart_version(wanted: Wanted) -> str:

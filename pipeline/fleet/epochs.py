@@ -69,6 +69,8 @@ class Standing(Contract):
     current: Epoch | None = None
     coming: Epoch | None = None
     """The next one, until it is live."""
+    intended: str = ""
+    """The digest of what the next one is being started as, until its process is known."""
     draining: Process | None = None
     """The one before, as long as it finishes what it has begun."""
     refused: str = ""
