@@ -30,3 +30,7 @@ docker compose run --rm -T --no-deps --entrypoint sh cli -c \
     'cd /var/lib/slipway; [ -s audit/log.jsonl ] && keep=--exclude=audit || keep=
     [ -s fleet/doors/keys.json ] && keep="$keep --exclude=fleet/doors/keys.json"; exec tar $keep -xf -' <"$folder/home.tar"
 docker compose up --detach --wait
+# A key that was distrusted in this home stays so. A new home knows of none that was distrusted after the backup.
+echo "Bundles count that were signed by the keys below. Was one of them distrusted since the backup?" \
+    "docker compose run --rm cli signing distrust KEY"
+docker compose run --rm -T --no-deps cli signing show

@@ -48,7 +48,7 @@ def trust(file: Path) -> None:
         raise SpecError(f"cannot read {file}: {error}; expected a public key in PEM") from error
     key = keys.parse_public(text, file)
     _record(layout, "signing-key-trusted", keys.key_id(key))
-    console.print(f"{keys.short(keys.trust(layout, key))} is trusted")
+    console.print(f"{keys.short(keys.trust(layout, key, again=True))} is trusted")
 
 
 def distrust(key: str) -> None:

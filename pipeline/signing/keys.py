@@ -1,6 +1,7 @@
 """The key that signs bundles, and the public keys whose signatures this home accepts.
 
 Reads and writes `home/signing/key` (mode 0600: the private key) and `home/signing/trusted/<key id>.pem` (public ones).
+`<key id>.distrusted` beside them says that a key counts no more, though a backup that is put back bring it along.
 In docker compose the private key is the secret `signing_key` instead, and is in no folder that a replica, the gateway
 or a step can read. Keys are Ed25519 (RFC 8032).
 """
@@ -153,12 +154,16 @@ def trusted(layout: Layout) -> dict[str, TrustedKey]:
     for path in sorted(layout.trusted_keys_path.glob("[!.]*.pem")):
         since = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         key = TrustedKey(parse_public(path.read_text(), path), since)
-        found[key.key_id] = key
+        if not _distrusted_path(layout, key.key_id).exists():
+            found[key.key_id] = key
     return found
 
 
-def trust(layout: Layout, key: Ed25519PublicKey) -> str:
+def trust(layout: Layout, key: Ed25519PublicKey, *, again: bool = False) -> str:
     """Accepts what `key` signs from now on. Harmless to repeat.
+
+    Args:
+        again: also if it was distrusted, as only a person may decide.
 
     Returns:
         The key's id.
@@ -167,6 +172,8 @@ def trust(layout: Layout, key: Ed25519PublicKey) -> str:
     path = layout.trusted_keys_path / f"{short(identity)}.pem"
     if not path.exists():
         _write_fresh(path, public_pem(key)).replace(path)
+    if again:
+        _distrusted_path(layout, identity).unlink(missing_ok=True)
     return identity
 
 
@@ -190,10 +197,16 @@ def distrust(configured: Settings, beginning: str) -> str:
             f"{short(found[0])} is the key that signs now; make another first: `./slipway signing rotate`, in docker"
             " compose `./slipway init --rotate signing_key`"
         )
+    marker = _distrusted_path(layout, found[0])
+    _write_fresh(marker, "").replace(marker)
     for path in layout.trusted_keys_path.glob("[!.]*.pem"):
         if key_id(parse_public(path.read_text(), path)) == found[0]:
             path.unlink(missing_ok=True)
     return found[0]
+
+
+def _distrusted_path(layout: Layout, identity: str) -> Path:
+    return layout.trusted_keys_path / f"{short(identity)}.distrusted"
 
 
 def parse_public(text: str, source: object) -> Ed25519PublicKey:

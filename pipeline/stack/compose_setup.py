@@ -53,7 +53,14 @@ def write_ports(configured: Settings, layout: Layout) -> None:
 def trust_signer(layout: Layout, folder: Path) -> None:
     """What the secret key signs is accepted; so is what an earlier one signed, until somebody says otherwise."""
     identity = keys.trust(layout, keys.parse_private(read_secret(folder, "signing_key"), "signing_key").public_key())
-    print(f"bundles signed by {keys.short(identity)}: trusted", flush=True)
+    if identity in keys.trusted(layout):
+        print(f"bundles signed by {keys.short(identity)}: trusted", flush=True)
+        return
+    print(
+        f"bundles signed by {keys.short(identity)}, the secret signing_key, are refused: it was distrusted here. Make"
+        " another by `./slipway init --rotate signing_key`",
+        flush=True,
+    )
 
 
 def create_databases(folder: Path) -> None:

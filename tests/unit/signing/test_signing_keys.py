@@ -13,6 +13,7 @@ from pipeline import settings
 from pipeline.errors import SpecError
 from pipeline.settings import Settings
 from pipeline.signing import keys
+from pipeline.stack.compose_setup import trust_signer
 from pipeline.stack.layout import Layout
 
 
@@ -129,3 +130,18 @@ def test_openssl_names_the_key_by_the_same_digest(layout: Layout, tmp_path: Path
         ["openssl", "pkey", "-pubin", "-in", str(path), "-outform", "DER"], capture_output=True, check=True
     ).stdout
     assert keys.sha256_hex(der) == keys.key_id(public)
+
+
+def test_a_start_does_not_trust_again_what_a_person_distrusted(
+    layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the secrets of an older backup are put back; it says so."""
+    text = keys.new_seed()
+    (tmp_path / "signing_key").write_text(text)
+    trust_signer(layout, tmp_path)
+    leaked = keys.key_id(keys.parse_private(text, "it").public_key())
+    keys.ensure(layout)
+    keys.distrust(configured(layout), leaked)
+    trust_signer(layout, tmp_path)
+    assert leaked not in keys.trusted(layout)
+    assert "are refused: it was distrusted here" in capsys.readouterr().out

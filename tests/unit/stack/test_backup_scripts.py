@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import settings
 from pipeline.settings import ROOT
+from pipeline.signing import keys
+from pipeline.stack.layout import Layout
 
 DOCKER = """#!/bin/sh
 for last; do :; done
@@ -19,13 +22,15 @@ esac
 FOLDERS = ("recipes", "data", "logs/airflow", "signing/trusted", "audit")
 
 
-def run(name: str, home: Path, saved: Path) -> None:
+def run(name: str, home: Path, saved: Path) -> str:
+    """What it says."""
     docker = home.parent / "bin" / "docker"
     docker.parent.mkdir(exist_ok=True)
     docker.write_text(DOCKER)
     docker.chmod(0o755)
     variables = {"PATH": f"{docker.parent}:{os.environ['PATH']}", "HOME_OF_TEST": str(home)}
-    subprocess.run([ROOT / "infra" / "compose" / name, saved], env=variables, check=True, capture_output=True)
+    script = [ROOT / "infra" / "compose" / name, saved]
+    return subprocess.run(script, env=variables, check=True, capture_output=True, text=True).stdout
 
 
 def make_home(path: Path) -> Path:
@@ -73,3 +78,20 @@ def test_a_home_without_clients_is_saved_and_put_back(home: Path, tmp_path: Path
     (home / "recipes" / "mine.yaml").unlink()
     run("restore.sh", home, tmp_path / "saved")
     assert (home / "recipes" / "mine.yaml").read_text() == "mine"
+
+
+def test_a_key_that_was_distrusted_since_stays_distrusted(home: Path, tmp_path: Path) -> None:
+    """The others that the backup brings are trusted again, whatever became of them; and somebody may trust it anew."""
+    layout = Layout(home)
+    old = keys.ensure(layout).public_key()
+    new = keys.rotate(layout).public_key()
+    run("backup.sh", home, tmp_path / "saved")
+    keys.distrust(settings.load({"SLIPWAY_HOME": str(home)}), keys.key_id(old))
+    (layout.trusted_keys_path / f"{keys.short(keys.key_id(new))}.pem").unlink()
+    said = run("restore.sh", home, tmp_path / "saved")
+    assert keys.trusted(layout).keys() == {keys.key_id(new)}
+    assert "signing distrust KEY" in said
+    keys.trust(layout, old)
+    assert keys.trusted(layout).keys() == {keys.key_id(new)}
+    keys.trust(layout, old, again=True)
+    assert keys.trusted(layout).keys() == {keys.key_id(new), keys.key_id(old)}
