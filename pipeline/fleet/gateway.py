@@ -34,6 +34,7 @@ HOLD_S = 0.5
 RESTART_TIMEOUT_S = 120.0
 POLL_S = 0.02
 MAX_ACCESS_LOG_BYTES = 64 << 20
+REOPEN_TIMEOUT_S = 1.0
 PROGRAM = "gateway"
 LOG_FORMAT = '{"ts":"%Y-%m-%dT%T.%e%z","level":"%l","logger":"envoy.%n","message":"%j"}'
 """Of Envoy's own log, one JSON object a line; the access log is another file."""
@@ -268,11 +269,22 @@ class Gateway(EnvoyAdmin):
         _write_versioned(self.xds_path / f"{kind}.json", resources)
 
     def rotate_access_log(self) -> None:
-        """Starts a new access log when it has grown large, keeping the one before."""
+        """Starts a new access log when it has grown large, keeping the one before. One process at a time may do so.
+
+        Once the new one is there nobody writes to the one before: readers go by that. So it waits for an Envoy that
+        finishes what it has begun, or is away; one that was killed before Envoy was told is finished by the next.
+        """
         path = self.access_log_path
-        if path.exists() and path.stat().st_size > MAX_ACCESS_LOG_BYTES:
-            path.replace(path.with_suffix(".1.jsonl"))
-            self.ask("/reopen_logs", method="POST")
+        before = path.with_suffix(".1.jsonl")
+        if path.exists():
+            is_small = path.stat().st_size <= MAX_ACCESS_LOG_BYTES
+            if is_small or epochs.read_standing(self.folder).draining or self.uptime_s() is None:
+                return
+            path.replace(before)
+        elif not before.exists():
+            return
+        self.ask("/reopen_logs", method="POST")
+        self.wait(path.exists, REOPEN_TIMEOUT_S)
 
     # --- asking --------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,6 @@ def plan(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     if champion is None:
         return _result(spec, "nothing_to_do", f"{spec.name} has no champion")
     registered = _servable(spec, fleet, champion, model)
-    fleet.gateway.rotate_access_log()
     wait_s = min(registered.recipe.rollout.ready_timeout_s, MAX_SETTLE_S)
     running = running_rollout(model)
     # Somebody moved the alias back in mid-rollout: the version that is on trial must go.

@@ -1,17 +1,19 @@
 """The gateway's access log from one moment on, read piece by piece."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @dataclass
 class AccessLog:
     """The answers that clients got from one model, by the deployment (its generation) that gave them.
 
-    Each line is read once. A log that was replaced by a new one is read from its beginning.
+    Each line is read once. Where a new log has been started, the one before is read to its end first.
     """
 
     path: Path
@@ -53,23 +55,35 @@ class AccessLog:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Each line once, as soon as it is whole: one that is still being written is left for later."""
-        if not self.path.exists():
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:  # nobody was answered yet, or a new one is about to be started
             return
-        with self.path.open("rb") as file:
-            inode = self.path.stat().st_ino
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
             if self.inode not in (0, inode):
+                yield from self._rest()
                 self.offset = 0
             self.inode = inode
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self.offset += len(line)
-                try:
-                    found = json.loads(line)
-                except ValueError:  # two halves: a gateway was killed as it wrote, and the next one went on behind it
-                    continue
-                yield found
+            yield from self._new(file)
+
+    def _rest(self) -> Iterator[dict[str, Any]]:
+        """Of the log before, which nobody writes to once there is a new one."""
+        with suppress(FileNotFoundError), self.path.with_suffix(".1.jsonl").open("rb") as file:
+            if os.fstat(file.fileno()).st_ino == self.inode:
+                yield from self._new(file)
+
+    def _new(self, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+        file.seek(self.offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self.offset += len(line)
+            try:
+                found = json.loads(line)
+            except ValueError:  # two halves: a gateway was killed as it wrote, and the next one went on behind it
+                continue
+            yield found
 
 
 def _is_stream(line: dict[str, Any]) -> bool:

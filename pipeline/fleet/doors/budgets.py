@@ -73,10 +73,12 @@ def count(layout: Layout, log_path: Path, now: float) -> Usage:
     """Reads what is new in the log and keeps the counts. One process at a time may do so."""
     usage = read_usage(layout)
     day = today(now)
+    has_begun = log_path.exists()  # once a new log is there, nobody writes to the one before any more
     found, rest = usage, _read(log_path.with_suffix(".1.jsonl"), usage, day, is_current=False)
     while rest != found:  # the log before is read to its end first
         found, rest = rest, _read(log_path.with_suffix(".1.jsonl"), rest, day, is_current=False)
-    found = _read(log_path, found, day, is_current=True)
+    if has_begun:
+        found = _read(log_path, found, day, is_current=True)
     if found != usage:
         usage_path(layout).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(usage_path(layout), found.model_dump_json())

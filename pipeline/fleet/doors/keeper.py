@@ -3,7 +3,8 @@
     python -m pipeline.fleet.doors HOME
 
 Twice a second it works out who may come in (keys pass their time of grace, budgets are used up and begin anew) and
-which certificate the gateway shows, and brings the gateway to it when that has changed. It keeps nothing in memory
+which certificate the gateway shows, and brings the gateway to it when that has changed; and it starts a new access log
+when the one that it counts tokens from has grown large. It keeps nothing in memory
 that it could not lose: what it knows is in files, and at its start it brings the gateway to them.
 """
 
@@ -82,6 +83,7 @@ class Keeper:
 
     def _count_tokens(self) -> None:
         budgets.count(self.gateway.layout, self.gateway.access_log_path, clock())
+        self.gateway.rotate_access_log()
 
     def _look_at_clients(self) -> None:
         wanted = self.gateway.clients()

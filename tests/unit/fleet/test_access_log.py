@@ -59,14 +59,30 @@ def test_a_line_of_a_broken_stream_has_no_duration_and_harms_nothing(tmp_path: P
     assert log.first_bytes_s == {"2": [0.002]}
 
 
-def test_a_log_that_was_replaced_is_read_from_its_beginning(tmp_path: Path) -> None:
-    """A large log is put aside when a rollout of another model is planned."""
+def test_a_new_log_is_read_from_its_beginning_after_the_rest_of_the_one_before(tmp_path: Path) -> None:
+    """A large log is put aside, and a line may have come to it since the last look."""
     path = tmp_path / "access.jsonl"
     write(path, {}, {}, {})
     log = AccessLog.from_now(path, "tiny", without="probe")
+    write(path, {"duration_us": 1000})
     path.replace(tmp_path / "access.1.jsonl")
     log.read()
+    assert log.num_requests == {}
+    write(path, {"duration_us": 2000})
+    log.read()
+    log.read()
+    assert log.durations_s == {"2": [0.001, 0.002]}
+
+
+def test_a_log_that_was_replaced_twice_since_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """What is gone is gone, and the one before is not what was being read."""
+    path = tmp_path / "access.jsonl"
     write(path, {})
+    log = AccessLog.from_now(path, "tiny", without="probe")
+    (tmp_path / "kept").hardlink_to(path)  # else a file system may give its inode again
+    for _ in range(2):
+        path.replace(tmp_path / "access.1.jsonl")
+        write(path, {})
     log.read()
     assert log.num_requests == {"2": 1}
 

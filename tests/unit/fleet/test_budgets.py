@@ -68,6 +68,28 @@ def test_a_new_log_goes_on_where_the_one_before_ended(layout: Layout, log: Path)
     assert counted(layout, log) == {"shop": 7}
 
 
+def test_what_comes_to_the_log_before_until_the_new_one_is_there_counts(
+    layout: Layout, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put aside, and the gateway writes on in it until it has opened the new one: in mid-round, say."""
+    add(log, line(prompt_tokens="1"))
+    counted(layout, log)
+    before = log.with_suffix(".1.jsonl")
+    log.replace(before)
+    read = budgets._read
+
+    def slow(path: Path, usage: budgets.Usage, day: str, *, is_current: bool) -> budgets.Usage:
+        found = read(path, usage, day, is_current=is_current)
+        if path == before and not log.exists():
+            add(before, line(prompt_tokens="2"))
+            add(log, line(prompt_tokens="4"))
+        return found
+
+    monkeypatch.setattr(budgets, "_read", slow)
+    counted(layout, log)
+    assert counted(layout, log) == {"shop": 7}
+
+
 def test_a_long_log_is_read_in_pieces(layout: Layout, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one before is read to its end before the next is begun."""
     monkeypatch.setattr(budgets, "MAX_READ_BYTES", 200)
