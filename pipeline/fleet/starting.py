@@ -236,6 +236,7 @@ def _admit(fleet: Fleet, source: Source, by: int) -> None:
             version=version,
             generation=source.generation,
             bundle_path=source.bundle_path,
+            bundle_digest=source.registered.bundle_digest,
             settings=source.registered.recipe.rollout,
             core=cores[int(replica.id.rpartition("-")[2]) % len(cores)],
             door=replica_door.secret(fleet.layout),

@@ -29,6 +29,8 @@ class ReplicaPlan(Contract):
     version: str
     generation: int
     bundle_path: Path
+    bundle_digest: str = ""
+    """What was signed, which each start of its process is held to; "" in plans of earlier releases."""
     settings: recipes.Rollout
     core: int
     """The processor core that its arithmetic is bound to."""
@@ -38,16 +40,17 @@ class ReplicaPlan(Contract):
 
 def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
     """`python_path` is the interpreter of the serve environment."""
+    checked = (str(python_path), "-m", "pipeline.fleet.replica_start", plan.bundle_digest, str(plan.bundle_path))
     return (
+        *(checked if plan.bundle_digest else ()),
         *(str(python_path), "-m", "vllm.entrypoints.cli.main", "serve", str(plan.bundle_path)),
         *_names(plan),
         *("--host", plan.replica.host, "--port", str(plan.replica.port)),
         *("--max-model-len", str(plan.settings.max_model_len)),
         *("--kv-cache-memory-bytes", str(plan.settings.kv_cache_mib << 20)),
         *("--shutdown-timeout", str(DRAIN_S)),
-        *("--middleware", "pipeline.fleet.replica_middleware.Version"),
-        *("--middleware", "pipeline.fleet.replica_usage.Usage"),
-        *(("--middleware", "pipeline.fleet.replica_middleware.Door") if plan.door else ()),
+        # vLLM wants it once for each, and warns of an option that comes twice, unless its value comes with `=`.
+        *(f"--middleware={name}" for name in _middleware(plan)),
         "--enable-force-include-usage",
         *("--distributed-executor-backend", "pipeline.fleet.replica_executor.Executor"),
         *("--worker-extension-cls", "pipeline.fleet.replica_worker.Amx"),
@@ -55,6 +58,12 @@ def command(plan: ReplicaPlan, python_path: Path) -> tuple[str, ...]:
         *(("--enable-log-requests", "--enable-log-outputs") if settings.load().log_prompts else ()),
         "--enforce-eager",
     )
+
+
+def _middleware(plan: ReplicaPlan) -> tuple[str, ...]:
+    """From the innermost to the outermost."""
+    door = ("pipeline.fleet.replica_middleware.Door",) if plan.door else ()
+    return ("pipeline.fleet.replica_middleware.Version", "pipeline.fleet.replica_usage.Usage", *door)
 
 
 def _names(plan: ReplicaPlan) -> tuple[str, ...]:

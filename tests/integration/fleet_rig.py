@@ -105,9 +105,9 @@ class FileRegistry:
             recipe=recipe,
         )
 
-    def give_other_bytes(self, version: str) -> None:
+    def give_other_bytes(self, version: str, digest: str = "1" * 64) -> None:
         """As a registry that was put back from a backup may, once the number is given again."""
-        self._change(lambda held: held.setdefault("digests", {}).update({version: "1" * 64}))
+        self._change(lambda held: held.setdefault("digests", {}).update({version: digest}))
 
     def configure(self, **settings: object) -> None:
         """Changes the rollout settings of every version's recipe."""

@@ -17,6 +17,7 @@ from fleet_rig import MODEL, Rig
 from stand_in_metrics import Metrics
 
 from pipeline import settings
+from pipeline.artifacts.digests import folder_digest
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine
 from pipeline.fleet.replicas import Replicas
 from pipeline.settings import ROOT
@@ -24,9 +25,9 @@ from pipeline.settings import ROOT
 pytestmark = pytest.mark.integration
 
 INFRA = ROOT / "infra"
-FOREIGN = re.compile(r"\[?W\d{4} .*|Found duplicate keys .*|\S+:\d+: \w+Warning: .*|  .*|Loading safetensors .*|")
-"""Lines of an engine's log that are no JSON: what torch and C libraries warn of while they load, vLLM's parser of
-options, Python's own warnings with the line that they are about, and the progress of loading."""
+FOREIGN = re.compile(r"\[?W\d{4} .*|\S+:\d+: \w+Warning: .*|  .*|Loading safetensors .*|")
+"""Lines of an engine's log that are no JSON: what torch and C libraries warn of while they load, Python's own warnings
+with the line that they are about, and the progress of loading."""
 
 MAKE_BUNDLE = """
 import sys
@@ -55,6 +56,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig.fleet.fetch_bundle = lambda registered: folder / "made" / "w4a16"
     try:
         rig.up()
+        rig.registry.give_other_bytes("1", folder_digest(folder / "made" / "w4a16"))
         rig.registry.configure(replicas=1, ready_timeout_s=400.0, kv_cache_mib=32, max_model_len=64)
         results = rig.roll_out("1")
         assert [result.outcome for result in results] == ["done", "done", "healthy", "done", "done"], rig.said

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import itertools
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.digests import folder_digest
 from pipeline.contracts.recipe import Rollout
+from pipeline.fleet import vllm
 from pipeline.fleet.local_replicas import PORTS, LocalReplicas, VllmEngine
 from pipeline.fleet.replica_middleware import VARIABLES, Door, Version
 from pipeline.fleet.replicas import replica_id
@@ -21,9 +25,9 @@ from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program, Supervisor
 
 
-def program_of(tmp_path: Path) -> Program:
+def plan_of(tmp_path: Path) -> ReplicaPlan:
     """Of a replica of what lies in `bundle`."""
-    plan = ReplicaPlan(
+    return ReplicaPlan(
         replica=Replica(id=replica_id("m", "3", generation=7, index=0), port=20_001),
         model="m",
         version="3",
@@ -33,7 +37,10 @@ def program_of(tmp_path: Path) -> Program:
         core=1,
         door="the fleet's secret",
     )
-    return VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan)
+
+
+def program_of(tmp_path: Path) -> Program:
+    return VllmEngine(Layout(tmp_path), Path("/venvs/serve/bin/python")).program(plan_of(tmp_path))
 
 
 def test_a_replica_listens_on_loopback_and_drains_before_it_ends(tmp_path: Path) -> None:
@@ -144,4 +151,45 @@ def test_a_replica_is_told_the_secrets_digest_alone(tmp_path: Path) -> None:
     program = program_of(tmp_path)
     assert "the fleet's secret" not in str(program)
     assert program.environment["SLIPWAY_REPLICA_DOOR"] == hashlib.sha256(b"the fleet's secret").hexdigest()
-    assert "pipeline.fleet.replica_middleware.Door" in program.command
+    assert "--middleware=pipeline.fleet.replica_middleware.Door" in program.command
+
+
+def test_a_replicas_bundle_is_read_before_the_engine_loads_it(tmp_path: Path) -> None:
+    """By whoever starts its process, each time; a plan of an earlier release does not know its digest."""
+    plan = plan_of(tmp_path)
+    checked = vllm.command(plan.model_copy(update={"bundle_digest": "0" * 64}), Path("python"))
+    unchecked = vllm.command(plan, Path("python"))
+    check = ("python", "-m", "pipeline.fleet.replica_start", "0" * 64, str(tmp_path / "bundle"))
+    assert checked == (*check, *unchecked)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"signed weights")
+    return folder
+
+
+def start(bundle: Path, digest: str) -> subprocess.CompletedProcess[str]:
+    engine = (sys.executable, "-c", "import os; print('loaded by', os.getppid())")
+    command = (sys.executable, "-m", "pipeline.fleet.replica_start", digest, str(bundle), *engine)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_what_was_signed_is_loaded_by_the_process_that_was_started(bundle: Path) -> None:
+    """The supervisor knows it by its number."""
+    done = start(bundle, folder_digest(bundle))
+    assert (done.returncode, done.stdout) == (0, f"loaded by {os.getpid()}\n")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "another.json"])
+def test_bytes_that_changed_since_the_rollout_are_not_loaded(bundle: Path, name: str) -> None:
+    """Nor what was added; the log says so."""
+    digest = folder_digest(bundle)
+    (bundle / name).write_bytes(b"other weights")
+    done = start(bundle, digest)
+    assert done.returncode == 65
+    entry = json.loads(done.stdout)
+    assert entry["level"] == "error"
+    assert f"its digest is {folder_digest(bundle)}, expected {digest}" in entry["message"]
