@@ -61,6 +61,8 @@ class Replicas:
     poll_s: float = POLL_S
     parallel: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """How many load their weights at the same time: loading keeps a core busy."""
+    waiting: Callable[[], None] = lambda: None
+    """Called again and again while replicas are waited for."""
 
     def start(self, plans: Iterable[ReplicaPlan], keep_going: Callable[[], bool]) -> None:
         """Starts every replica and returns when all have answered. Harmless to repeat.
@@ -98,6 +100,7 @@ class Replicas:
     def _await_ready(self, plan: ReplicaPlan, deadline: float, keep_going: Callable[[], bool]) -> None:
         pids: set[int] = set()
         while keep_going():
+            self.waiting()
             answer = ask_replica(plan)
             if answer.good:
                 return

@@ -30,7 +30,7 @@ ALIVE = {
     "doors": Path("/var/lib/slipway/fleet/doors/alive"),
     "replica-guard": Path("/var/lib/slipway/fleet/replica-guard.alive"),
 }
-"""Service to the file that it touches every few seconds; the autoscaler is silent while a replica starts or drains."""
+"""Service to the file that it touches every few seconds; the autoscaler is silent while a replica drains."""
 MAX_SILENCE_S = 120.0
 HEARTBEATS = {
     "airflow-scheduler": "scheduler",

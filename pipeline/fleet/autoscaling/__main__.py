@@ -3,12 +3,13 @@
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from pipeline import artifacts, settings
 from pipeline.contracts.base import ModelRef
 from pipeline.errors import SlipwayError, SpecError
-from pipeline.fleet.autoscaling.watching import Autoscaler
+from pipeline.fleet.autoscaling.watching import Autoscaler, touch_alive
 from pipeline.fleet.hosts import replica_host
 from pipeline.fleet.parts import Fleet
 from pipeline.fleet.replicas import Replicas
@@ -38,7 +39,7 @@ def fleet_of(configured: Settings) -> Fleet:
     return Fleet(
         layout=layout,
         registry=Registry(configured.tracking_uri, layout.home_path),
-        replicas=Replicas(replica_host(configured, layout)),
+        replicas=Replicas(replica_host(configured, layout), waiting=partial(touch_alive, layout)),
         fetch_bundle=lambda version: verified_folder(version, trusted(layout), fetch),
         fetch_predictions=lambda version: None,
         say=lambda message: print(message, flush=True),

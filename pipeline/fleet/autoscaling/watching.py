@@ -1,7 +1,7 @@
 """The autoscaler's loop: looks at every model whose replicas follow the load, decides, acts.
 
 Reads the fleet's state and the replicas' `/metrics`; writes the state through `scaling`, the audit log, and
-`home/fleet/autoscaler/alive`, which it touches at every look.
+`home/fleet/autoscaler/alive`, which it touches at every look and while it waits for a replica.
 """
 
 import time

@@ -1,15 +1,23 @@
 """How a deployment is given its replicas."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from pipeline import settings
+from pipeline.contracts.recipe import Rollout
 from pipeline.errors import ReplicaFailed
+from pipeline.fleet import replicas
+from pipeline.fleet.autoscaling.__main__ import fleet_of
 from pipeline.fleet.parts import Fleet
+from pipeline.fleet.probes import Answer
 from pipeline.fleet.starting import _with_starting, serve
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
+from pipeline.fleet.vllm import ReplicaPlan
+from pipeline.stack.layout import Layout
 
 HAS = Deployment(
     version="1", generation=1, bundle_digest="1" * 64, replicas=(Replica(id="r-0", port=20_000),), num_wanted=3
@@ -63,3 +71,36 @@ def test_a_new_replica_does_not_wait_for_an_old_one_that_is_down() -> None:
     serve(cast(Any, fleet), "m", 1, {"r-1"}, by=1)
     with pytest.raises(ReplicaFailed, match="does not find every replica"):
         serve(cast(Any, fleet), "m", 1, set(), by=1)
+
+
+def test_an_autoscaler_that_waits_for_a_slow_replica_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica may take longer to be ready than a program may be silent (`container_check`)."""
+    layout = Layout(tmp_path)
+    layout.create()
+    layout.choose_ports()
+    environ = {"SLIPWAY_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    fleet = fleet_of(settings.load(environ))
+    states = SimpleNamespace(state="RUNNING", pid=1)
+    host = SimpleNamespace(put=lambda plan: None, states=lambda: {"r-0": states}, log_of=str)
+    fleet.replicas.host, fleet.replicas.poll_s = cast(Any, host), 0.0
+    alive, signs = tmp_path / "fleet" / "autoscaler" / "alive", []
+
+    def loading(plan: ReplicaPlan) -> Answer:
+        signs.append(alive.exists())
+        alive.unlink(missing_ok=True)
+        return Answer(failure="not yet" if len(signs) < 3 else "")
+
+    monkeypatch.setattr(replicas, "ask_replica", loading)
+    plan = ReplicaPlan(
+        replica=HAS.replicas[0],
+        model="m",
+        version="1",
+        generation=1,
+        bundle_path=tmp_path,
+        settings=Rollout(),
+        core=0,
+    )
+    fleet.replicas.start([plan], lambda: True)
+    assert signs == [True, True, True]
