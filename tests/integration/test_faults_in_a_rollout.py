@@ -20,6 +20,7 @@ from openai_load import Running, openai_clients
 
 from pipeline.contracts.specs import RolloutResult
 from pipeline.errors import SlipwayError
+from pipeline.fleet.envoy_keeper import envoys
 from pipeline.fleet.operations import rollback
 from pipeline.fleet.state import Replica
 
@@ -186,12 +187,25 @@ def test_a_stopped_replica_of_the_version(scene: Scene, version: str) -> None:
 
 
 @pytest.mark.drill
-def test_a_killed_gateway(scene: Scene) -> None:
-    """The clients see refused connections until the supervisor has started it again, and nothing afterwards."""
+def test_a_killed_keeper_of_the_gateway(scene: Scene) -> None:
+    """Envoy goes on, and the next keeper takes it up."""
     began = time.time()
     scene.signal("gateway", signal.SIGKILL)
     outcomes = scene.outcomes()
-    told(scene, "kill -9 of the gateway", began)
+    told(scene, "kill -9 of the gateway's keeper", began)
+    assert outcomes["promote"] == "done", scene.rig.said
+    assert scene.clients.report().failures == []
+
+
+@pytest.mark.drill
+def test_a_killed_gateway(scene: Scene) -> None:
+    """The clients see refused connections until the next Envoy is up, and nothing afterwards."""
+    began = time.time()
+    [envoy] = envoys(scene.rig.gateway.folder)
+    os.kill(envoy.pid, signal.SIGKILL)
+    outcomes = scene.outcomes()
+    told(scene, "kill -9 of Envoy", began)
     assert outcomes["promote"] == "done", scene.rig.said
     failed_at = [float(line.split()[0]) for line in scene.clients.report().failures]
+    assert failed_at
     assert max(failed_at) - began < 15
