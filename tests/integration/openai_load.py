@@ -40,6 +40,8 @@ class Report:
     """When each version's last good answer was complete, in seconds since the epoch."""
     first_seen: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    """The first of them, with their reasons."""
+    last_failure_at: float | None = None
     latencies_ms: list[float] = field(default_factory=list)
     """Of requests that were no streams, in order."""
 
@@ -51,8 +53,9 @@ class Report:
 
     def bad(self, why: str) -> None:
         self.failed += 1
+        self.last_failure_at = time.time()
         if len(self.failures) < MAX_FAILURES:
-            self.failures.append(f"{time.time():.3f} {why}")
+            self.failures.append(why)
 
 
 class Client:
