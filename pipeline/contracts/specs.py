@@ -285,7 +285,8 @@ class RolloutSpec(Spec):
     name: str
     generation: int = 0
     """Numbers the rollouts of one model; a phase that its generation has done already does nothing.
-    For `plan` 0: it allocates the number, the same one for the same `request_id`."""
+    For `plan` 0: it allocates the number, the same one for the same `request_id`. For `roll_back` 0: the plan failed,
+    and the rollout is the one that it has numbered for `request_id`, if it came so far."""
     phase: Literal["plan", "start_canary", "shift", "promote", "roll_back", "retire"]
     version: str | None = None
     """The version that `plan` named; None for `plan`."""

@@ -7,6 +7,7 @@ model has begun. Reads the registry's `champion`; writes the fleet's state, the 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pipeline import audit
@@ -100,17 +101,19 @@ def _put_back(spec: RolloutSpec, fleet: Fleet, failed: str, served: str | None, 
     """The champion is `served` again, unless somebody has moved it meanwhile. True if it is."""
     if fleet.registry.alias(spec.name, CHAMPION) != failed:
         return False
-    audit.record(
+    record = partial(
+        audit.record,
         fleet.layout,
-        action="put-back",
         actor=audit.rollout_actor(spec.generation) if spec.generation else "rollout",
         model=spec.name,
         version=served,
         generation=spec.generation or None,
-        reason=reason,
-        details={"from": failed, "to": served},
     )
-    return fleet.registry.compare_and_set_alias(spec.name, CHAMPION, failed, served)
+    record(action="put-back", reason=reason, details={"from": failed, "to": served})
+    moved = fleet.registry.compare_and_set_alias(spec.name, CHAMPION, failed, served)
+    if not moved:
+        record(action="refused", reason=f"somebody moved the champion of {spec.name} at the same time")
+    return moved
 
 
 def _is_served(fleet: Fleet, model: ModelFleet, registered: RegisteredVersion, wait_s: float = 0.0) -> bool:
@@ -139,7 +142,7 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
         )
         if before and before.version == champion:
             # A repeated event: whoever held the version where it was still does.
-            kept = {"paused": before.paused, "step": before.step, "capacity": before.capacity}
+            kept = {field: getattr(before, field) for field in ("paused", "step", "watches", "capacity")}
             rollout = rollout.model_copy(update=kept)
         model = model.with_rollout(rollout)
         if model.canary and model.canary.version != champion:
@@ -324,26 +327,37 @@ def _promoted(model: ModelFleet, generation: int) -> dict[str, object]:
 
 def roll_back(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
     """The old version keeps all the traffic; the registry learns that the new one failed, and why."""
+    if not spec.generation:
+        return _end_planned(spec, fleet)
     model = fleet.current(spec.name, spec.generation)
     rollout = required_rollout(model, spec.generation)
     reason = spec.reason or rollout.reason or "rolled back by request"
-    canary = model.canary
-
-    def give_back(model: ModelFleet) -> ModelFleet:
-        model = model.changed(canary=None, weights=_all_on(model.serving))
-        return with_phase(model, spec.generation, "roll_back", **ended("failed", reason))
-
-    model = fleet.change(spec.name, spec.generation, give_back)
+    model = fleet.change(spec.name, spec.generation, partial(_given_back, spec.generation, reason))
     served = model.serving.version if model.serving else None
     if served != rollout.version:
         fleet.registry.tag(spec.name, rollout.version, OUTCOME_TAG, "failed")
         fleet.registry.tag(spec.name, rollout.version, REASON_TAG, reason[:4000])
         moved = _put_back(spec, fleet, rollout.version, served, reason)
         fleet.say(f"champion {'put back to' if moved else 'was moved by someone else; served is'} {served or 'none'}")
-    failed = {spec.generation, *([canary.deployment] if canary else [])}
-    fleet.discard(spec.name, spec.generation, [found for found in unused(model) if found.generation in failed])
+    # Not by the canary, which a first try that was killed has given back: its replicas may be an earlier rollout's.
+    failed = [found for found in unused(model) if found.version == rollout.version]
+    fleet.discard(spec.name, spec.generation, failed)
     starting.complete(fleet, spec.name, generation=spec.generation)
     return _result(spec, "done", reason, model=model)
+
+
+def _given_back(generation: int, reason: str, model: ModelFleet) -> ModelFleet:
+    model = model.changed(canary=None, weights=_all_on(model.serving))
+    return with_phase(model, generation, "roll_back", **ended("failed", reason))
+
+
+def _end_planned(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
+    """Nobody goes on with a rollout whose plan failed for good. The champion stays, so the watcher asks for another."""
+    known = fleet.files.get(spec.name).requested(spec.request_id)
+    if known is None or known.outcome != "running":
+        return _result(spec, "nothing_to_do", "the plan has left no rollout that runs")
+    fleet.change(spec.name, known.generation, partial(_given_back, known.generation, spec.reason))
+    return _result(spec, "nothing_to_do", f"rollout {known.generation} is over: {spec.reason}", version=known.version)
 
 
 def retire(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:

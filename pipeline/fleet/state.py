@@ -211,8 +211,9 @@ class ModelFleet(Contract):
         return self.changed(history=tuple(ordered[-MAX_HISTORY:]), forgotten=dropped + Counter(self.forgotten))
 
     def changed(self, **values: Any) -> "ModelFleet":
-        """A checked copy with other values."""
-        return ModelFleet.model_validate({**dict(self), **values})
+        """A checked copy with other values. Without a canary, nobody gets copies of requests."""
+        changed = {**dict(self), **values}
+        return ModelFleet.model_validate(changed if changed["canary"] else {**changed, "shadow": 0})
 
     def replica_weight(self, deployment: Deployment) -> float:
         """Per cent of the traffic that each serving replica of `deployment` takes when all are healthy."""

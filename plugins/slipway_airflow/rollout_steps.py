@@ -57,8 +57,7 @@ class RollBackOperator(PhaseOperator):
 
 def plan_work(upstream: Upstream) -> Work:
     """For the model that the event names, or the form. Which version is the champion, the step asks the registry."""
-    name = _requested_name(upstream)
-    return _work(RolloutSpec(name=name, phase="plan", request_id=upstream.run_id))
+    return _work(_plan_spec(upstream))
 
 
 def start_canary_work(upstream: Upstream) -> Work:
@@ -78,6 +77,8 @@ def promote_work(upstream: Upstream) -> Work:
 
 
 def roll_back_work(upstream: Upstream) -> Work:
+    if upstream.find("plan") is None:
+        return _work(_after_failed_plan(upstream))
     return _work(_spec(upstream, "roll_back", reason=_refusal(upstream)))
 
 
@@ -90,6 +91,10 @@ def retire_work(upstream: Upstream) -> Work:
 
 def _work(spec: RolloutSpec) -> Work:
     return Work(spec=spec, deadline_s=DEADLINES_S[spec.phase], release=spec.name)
+
+
+def _plan_spec(upstream: Upstream) -> RolloutSpec:
+    return RolloutSpec(name=_requested_name(upstream), phase="plan", request_id=upstream.run_id)
 
 
 def _spec(upstream: Upstream, phase: Any, *, reason: str = "") -> RolloutSpec:
@@ -125,18 +130,26 @@ def _refusal(upstream: Upstream) -> str:
             return result.reason
         if task_id == "shift" or result.outcome == "superseded":
             raise AirflowSkipException(f"{task_id} ended as {result.outcome}: nothing to roll back")
-        return _job_error(upstream, "shift")
-    return _job_error(upstream, "start_canary")
+        return _job_error(upstream, _spec(upstream, "shift"))
+    return _job_error(upstream, _spec(upstream, "start_canary"))
 
 
-def _job_error(upstream: Upstream, phase: str) -> str:
+def _after_failed_plan(upstream: Upstream) -> RolloutSpec:
+    """The plan may have numbered a rollout before it failed: the step knows by the run."""
+    try:
+        plan = _plan_spec(upstream)
+    except SpecError as error:
+        raise AirflowSkipException("there is no plan") from error
+    return plan.model_copy(update={"phase": "roll_back", "reason": _job_error(upstream, plan)})
+
+
+def _job_error(upstream: Upstream, spec: RolloutSpec) -> str:
     """The last error in the log of a phase's job."""
-    spec = _spec(upstream, phase)
     out_uri = f"{upstream.settings.store_uri}/rollout/{step_key('rollout', STEPS['rollout'].version, spec)}"
     log = JobLog(open_backend(upstream.settings), job_id("rollout", out_uri), offset=0)
     for _ in log.rest():
         pass
-    return f"{phase} failed: {log.error or 'its job was lost'}"
+    return f"{spec.phase} failed: {log.error or 'its job was lost'}"
 
 
 def _requested_name(upstream: Upstream) -> str:

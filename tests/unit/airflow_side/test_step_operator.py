@@ -200,6 +200,23 @@ def test_a_failed_phase_is_the_reason_for_rolling_back(stage: Stage) -> None:
     assert spec.reason == "start_canary failed: StubError: start_canary was told to fail"
 
 
+def test_a_plan_that_failed_for_good_ends_the_rollout_that_it_numbered(stage: Stage) -> None:
+    """The step finds it by the run, as the plan itself does; nothing is retired."""
+    stage.tell("plan", exit_code=65)
+    with pytest.raises(AirflowFailException):
+        run_phase(stage, "plan")
+    spec = rollout_steps.roll_back_work(stage.upstream()).spec
+    assert isinstance(spec, RolloutSpec)
+    assert (spec.phase, spec.generation, spec.request_id) == ("roll_back", 0, "run")
+    assert spec.reason == "plan failed: StubError: plan was told to fail"
+    run_phase(stage, "roll_back")
+    with pytest.raises(AirflowSkipException, match="there is no plan"):
+        rollout_steps.retire_work(stage.upstream())
+    stage.context["params"]["name"] = None
+    with pytest.raises(AirflowSkipException, match="there is no plan"):
+        rollout_steps.roll_back_work(stage.upstream())
+
+
 @pytest.mark.parametrize("outcome", ["healthy", "superseded"])
 def test_what_went_well_or_was_overtaken_is_not_rolled_back(stage: Stage, outcome: str) -> None:
     """A newer rollout has taken over the canary's place already."""
