@@ -46,7 +46,7 @@ class Probing:
     fleet: Fleet
     model: str
     canary: Deployment
-    has_stable: bool
+    stable: Deployment | None
     prompts: Iterator[Prompt]
     metric: Callable[[str, str], float]
     """An answer and its reference → 0 to 1."""
@@ -96,14 +96,14 @@ class Probing:
 
     def _probe(self, prompt: Prompt, began: float, *, canary_first: bool) -> None:
         try:
-            beside = None if canary_first or not self.has_stable else self._ask(prompt, "never")
+            beside = None if canary_first or not self.stable else self._ask(prompt, "never")
             asked = time.monotonic() if beside else began
             answer = self._ask(prompt, "always")
             if self._gateway_was_away(answer, asked):
                 self._say(f"the gateway is away, which says nothing of the canary; waiting for it: {answer.failure}")
                 self.away_until = time.monotonic() + AWAY_POLL_S
                 return
-            if canary_first and self.has_stable:
+            if canary_first and self.stable:
                 beside = self._ask(prompt, "never")
             self._note(prompt, answer, beside)
         finally:
@@ -119,6 +119,8 @@ class Probing:
     def _note(self, prompt: Prompt, answer: Answer, beside: Answer | None) -> None:
         if answer.status == 200:
             answer = answer.expecting(self.canary.version, str(self.canary.generation))
+        if beside and not self._is_stable(beside):
+            beside = None
         refused = not answer.good and answer.status < 500 and not (beside and 400 <= answer.status == beside.status)
         with self.lock:
             if self.over.is_set():
@@ -134,6 +136,10 @@ class Probing:
                     self.found.scores.append(pair)
         if refused:
             self._say(f"probe failed: {answer.failure}")
+
+    def _is_stable(self, answer: Answer) -> bool:
+        """Not where the gateway fell back on another version, which may be the canary's; its own refusals name none."""
+        return self.stable is not None and answer.generation in (None, str(self.stable.generation))
 
     def _say(self, message: str) -> None:
         if not self.over.is_set():

@@ -106,7 +106,7 @@ class Watch:
                 fleet=fleet,
                 model=model.name,
                 canary=canary,
-                has_stable=stable is not None,
+                stable=stable,
                 prompts=trial.prompts,
                 metric=METRICS[trial.metric],
             ),
