@@ -115,9 +115,12 @@ class EnvoyAdmin:
                     found[bucket["lower_bound"] + bucket["width"] / 2] += bucket["count"]
         return found
 
-    def active_addresses(self, model: str) -> set[str]:
-        """Where something of a model is being answered now, whichever of its clusters it came by."""
-        answer = self.ask("/clusters", {"format": "json"}) or {}
+    def active_addresses(self, model: str) -> set[str] | None:
+        """Where something of a model is being answered now, whichever of its clusters it came by; None if Envoy does
+        not answer."""
+        answer = self.ask("/clusters", {"format": "json"})
+        if answer is None:
+            return None
         return {
             address_of(host)
             for cluster in answer.get("cluster_statuses", [])

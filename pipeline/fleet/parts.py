@@ -151,18 +151,20 @@ class Fleet:
         self.say(f"removed {', '.join(replica.id for replica in leaving)}")
 
     def _takes_more(self, addresses: set[str]) -> bool:
-        """Whether the gateway has not noticed yet that they are leaving."""
-        health = self.gateway.healthy() or {}
-        return any(health.get(address, False) for address in addresses)
+        """Whether the gateway has not noticed yet that they are leaving, or does not say."""
+        health = self.gateway.healthy()
+        return health is None or any(health.get(address, False) for address in addresses)
 
     def _busy(self, name: str, replicas: list[Replica]) -> set[str]:
         """The addresses of those that still answer something, whichever of the model's clusters it came by.
 
-        What came by the Envoy before the present one is not among the latter's figures: then they are asked themselves.
+        What came by the Envoy before the present one is not among the latter's figures, and one that does not answer
+        has none: then they are asked themselves.
         """
         active = self.gateway.active_addresses(name)
-        asked = epochs.read_standing(self.gateway.folder).draining is not None
-        return {found.address for found in replicas if found.address in active or (asked and scraping.is_busy(found))}
+        known = active or set()
+        asked = active is None or epochs.read_standing(self.gateway.folder).draining is not None
+        return {found.address for found in replicas if found.address in known or (asked and scraping.is_busy(found))}
 
 
 def _each(model: ModelFleet, change: Callable[[Deployment], Deployment]) -> ModelFleet:
