@@ -96,10 +96,23 @@ class Deployment(Contract):
         """Those of them that are not put aside."""
         return tuple(replica for replica in self.serving if replica.aside is None)
 
+    @property
+    def working(self) -> tuple[Replica, ...]:
+        """Those of them that are given requests: of the first region that has any; further ones stand by."""
+        first = min((replica.rank for replica in self.trusted), default=0)
+        return tuple(replica for replica in self.trusted if replica.rank == first)
+
     def dispensable(self, count: int) -> tuple[Replica, ...]:
-        """`count` of those that take requests, to be given up: those that are put aside first, then the newest."""
+        """`count` of those that take requests, to be given up: those that are put aside first, then the newest; of a
+        region that has as many as any, so that none is left without."""
         aside = [replica for replica in self.serving if replica.aside is not None]
-        return (*aside, *reversed(self.trusted))[:count]
+        left, given_up = [*aside, *reversed(self.trusted)], []
+        for _ in range(min(count, len(left))):
+            num_in = Counter(replica.region for replica in left)
+            most = max(num_in.values())
+            given_up.append(next(replica for replica in left if num_in[replica.region] == most))
+            left.remove(given_up[-1])
+        return tuple(given_up)
 
     def using(self, use: str, ids: Container[str] | None = None) -> "Deployment":
         """The same deployment with `use` for the replicas `ids`, or for all of them."""
@@ -215,10 +228,10 @@ class ModelFleet(Contract):
         changed = {**dict(self), **values}
         return ModelFleet.model_validate(changed if changed["canary"] else {**changed, "shadow": 0})
 
-    def replica_weight(self, deployment: Deployment) -> float:
-        """Per cent of the traffic that each serving replica of `deployment` takes when all are healthy."""
-        share = self.weights.get(deployment.generation, 0)
-        return round(share / len(deployment.trusted), 2) if deployment.trusted else 0.0
+    def replica_weight(self, deployment: Deployment, replica: Replica) -> float:
+        """Per cent of the traffic that a replica of `deployment` takes when all are healthy."""
+        working = deployment.working
+        return round(self.weights.get(deployment.generation, 0) / len(working), 2) if replica in working else 0.0
 
 
 def models_path(home_path: Path) -> Path:
@@ -393,6 +406,6 @@ def _replica_view(
         port=replica.port,
         healthy=None if known is None else known.get(replica.address, False),
         use=replica.use,
-        weight=model.replica_weight(deployment) if replica in deployment.trusted else 0.0,
+        weight=model.replica_weight(deployment, replica),
         aside=replica.aside,
     )

@@ -28,6 +28,8 @@ class Observation(Contract):
     """Sum of the shares in use (0 to 1) of all replicas that answered."""
     complete: bool = True
     """Every replica answered; else the load is at least what is said here."""
+    regions: int = 1
+    """That they are in: one replica stays in each, so that a lost region always has another to take over."""
     per_working: float = 1.0
     """Replicas for each one that is given requests: the others stand by in a further region, or are put aside."""
 
@@ -36,7 +38,7 @@ def needed(observation: Observation, settings: Autoscale, share: float = 1.0) ->
     """How many replicas the load takes, each used to `share` of its target; within the bounds."""
     by_requests = observation.per_working * observation.requests / (settings.requests_per_replica * share)
     by_cache = observation.per_working * observation.kv_cache / (settings.kv_cache_share * share)
-    return _bounded(math.ceil(max(by_requests, by_cache) - 1e-9), settings)
+    return _bounded(math.ceil(max(by_requests, by_cache) - 1e-9), settings, observation.regions)
 
 
 def decide(observations: Sequence[Observation], settings: Autoscale) -> int:
@@ -46,7 +48,7 @@ def decide(observations: Sequence[Observation], settings: Autoscale) -> int:
         observations: since the last change, oldest first; at least one.
     """
     now = observations[-1]
-    current = _bounded(now.replicas, settings)
+    current = _bounded(now.replicas, settings, now.regions)
     if current != now.replicas:
         return current
     if _covers(observations, settings.up_after_s):
@@ -88,5 +90,5 @@ def _covers(observations: Sequence[Observation], window_s: float) -> bool:
     return observations[-1].at - observations[0].at >= window_s
 
 
-def _bounded(count: int, settings: Autoscale) -> int:
-    return min(max(count, settings.min_replicas), settings.max_replicas)
+def _bounded(count: int, settings: Autoscale, regions: int = 1) -> int:
+    return min(max(count, settings.min_replicas, regions), settings.max_replicas)

@@ -43,6 +43,7 @@ def observe(replicas: Sequence[Replica]) -> Observation:
         requests=sum(requests for requests, _ in loads),
         kv_cache=sum(share for _, share in loads),
         complete=len(loads) == len(replicas),
+        regions=max(1, len({replica.region for replica in replicas})),
         per_working=_per_working(replicas),
     )
 

@@ -172,3 +172,12 @@ def test_replicas_that_stand_by_in_another_region_do_none_of_the_work() -> None:
     ]
     assert observe([aside]).per_working == 1.0
     assert needed(one(requests=20, kv_cache=0.0).model_copy(update={"replicas": 2, "per_working": 2.0}), SETTINGS) == 4
+
+
+def test_one_replica_stays_in_each_region_whatever_the_least_number_is() -> None:
+    """A lost region needs another to take over. What may be at most is never exceeded for it."""
+    near, far = (Replica(id=name, port=1, region=name, rank=rank) for rank, name in enumerate(("near", "far")))
+    looks = [observe([near, far]).model_copy(update={"at": float(at), "complete": True}) for at in range(0, 62, 2)]
+    assert decide(looks, SETTINGS) == 2
+    assert decide(looks, SETTINGS.model_copy(update={"max_replicas": 1})) == 1
+    assert decide([look.model_copy(update={"regions": 1}) for look in looks], SETTINGS) == 1

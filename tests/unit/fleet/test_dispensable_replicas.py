@@ -52,3 +52,18 @@ def test_a_replica_that_is_put_aside_makes_place_first(tmp_path: Path) -> None:
     fleet = Leaving(tmp_path)
     _make_place(cast(Any, fleet), MODEL, 2, places=3, by=2)
     assert fleet.left == [{"r-0"}]
+
+
+def test_no_region_is_left_without_replicas_as_long_as_another_has_more() -> None:
+    """After one that was put aside has gone, the newest is the only one of its region."""
+    near, far = {"region": "near", "rank": 0}, {"region": "far", "rank": 1}
+    replicas = tuple(
+        replica.model_copy(update=place)
+        for replica, place in zip((*REPLICAS, Replica(id="r-3", port=20_003)), (far, near, far, near), strict=True)
+    )
+    serves = SERVES.model_copy(update={"replicas": replicas})
+    assert [replica.id for replica in serves.dispensable(2)] == ["r-0", "r-3"]
+    left = serves.model_copy(update={"replicas": (replicas[1], replicas[2], replicas[3])})
+    assert [replica.id for replica in left.dispensable(1)] == ["r-3"]
+    uneven = serves.model_copy(update={"replicas": (replicas[1], replicas[3], replicas[2])})
+    assert [replica.id for replica in uneven.dispensable(1)] == ["r-3"]

@@ -94,7 +94,7 @@ def test_a_replica_that_is_put_aside_is_given_nothing_and_not_removed() -> None:
     found = config.endpoints("m", two, None)["endpoints"][0]["lb_endpoints"]
     assert [endpoint.get("health_status") for endpoint in found] == [None, "UNHEALTHY"]
     assert two.trusted == (good,)
-    assert MODEL.replica_weight(two) == 75.0
+    assert [MODEL.replica_weight(two, replica) for replica in (good, bad)] == [75.0, 0.0]
 
 
 def test_an_answer_of_a_version_that_the_gateway_does_not_know_is_tried_again() -> None:

@@ -15,6 +15,7 @@ from pipeline.fleet.doors import replica_door
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.gateway import probe_key
 from pipeline.fleet.state import (
+    Aside,
     Deployment,
     ModelFleet,
     Replica,
@@ -48,6 +49,26 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert FleetFiles(tmp_path).get("m").changed(unrecorded=()) == model
     view = read_fleet(tmp_path)["m"]
     assert [(replica.healthy, replica.weight) for replica in view.replicas] == [(None, 50.0), (None, 50.0)]
+
+
+def test_a_region_that_stands_by_takes_no_share_of_the_traffic(tmp_path: Path) -> None:
+    """The replicas of the first one share all of it, until none of them is left to be used."""
+    near, far = (
+        Replica(id=name, port=port, region=name, rank=rank)
+        for rank, (name, port) in enumerate((("near", 1), ("far", 2)))
+    )
+    aside = near.model_copy(update={"aside": Aside(kind="slow", reason="slow", since=0.0)})
+
+    def shares(*replicas: Replica) -> list[float]:
+        found = deployment(2).model_copy(update={"replicas": replicas})
+        served = Served(version="1", generation=2, deployment=2)
+        FleetFiles(tmp_path).write(
+            ModelFleet(name="m", generation=2, serving=served, weights={2: 100}, deployments=(found,))
+        )
+        return [replica.weight for replica in read_fleet(tmp_path)["m"].replicas]
+
+    assert shares(near, far) == [100.0, 0.0]
+    assert shares(aside, far) == [0.0, 100.0]
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
