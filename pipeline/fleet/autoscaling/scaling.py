@@ -9,7 +9,7 @@ behalf of the generation that was looked at, so a rollout that begins meanwhile 
 from dataclasses import dataclass
 
 from pipeline import audit
-from pipeline.errors import DataError, IntegrityError, SpecError
+from pipeline.errors import DataError, IntegrityError, ReplicaFailed, SpecError
 from pipeline.fleet import starting
 from pipeline.fleet.parts import Fleet, Superseded, running_rollout
 from pipeline.fleet.state import Deployment, ModelFleet
@@ -39,11 +39,13 @@ class Scaler:
 
         Raises:
             Superseded: a rollout has begun; what was half done is undone, or left for `mend`.
-            DataError: the bundle may not be loaded (any more), or a new replica does not serve what it should; none
-                of the new ones is left.
+            DataError: there is no memory for a new replica, the bundle may not be loaded (any more), or a new replica
+                does not serve what it should; none of the new ones is left.
             TransientError: the registry, the store or the gateway does not answer now.
         """
         current = len(deployment.serving)
+        if wanted > current:
+            wanted = self._fitting(model.name, deployment, wanted)
         self.fleet.say(f"{model.name}: from {current} to {wanted} replicas: {reason}")
         audit.record(
             self.fleet.layout,
@@ -61,6 +63,27 @@ class Scaler:
         self._want(model.name, model.generation, deployment.generation, wanted)
         leaving = deployment.dispensable(current - wanted)
         self.fleet.leave(model.name, model.generation, {replica.id for replica in leaving})
+
+    def _fitting(self, name: str, deployment: Deployment, wanted: int) -> int:
+        """As many of the replicas as the measured memory has room for, by the rule of a rollout: the recipe's `surge`
+        measures nothing.
+
+        Raises:
+            ReplicaFailed: there is no room for one more.
+        """
+        current = len(deployment.serving)
+        if self.fleet.registry.get(name, deployment.version).recipe.rollout.strategy == "surge":
+            return wanted
+        memory = self.fleet.replicas.host.memory([replica.id for replica in deployment.serving])
+        if memory.room is None or current + memory.room >= wanted:
+            return wanted
+        self.fleet.say(f"{name}: {memory}: room for {memory.room} more, {wanted - current} are wanted")
+        if not memory.room:
+            raise ReplicaFailed(
+                f"no memory for a replica of {name} beside the {current} that serve: free some, or lower"
+                " rollout.autoscale.max_replicas or rollout.kv_cache_mib"
+            )
+        return current + memory.room
 
     def mend(self, model: ModelFleet, deployment: Deployment) -> bool:
         """Finishes what somebody who was killed had begun; whether there was anything."""
