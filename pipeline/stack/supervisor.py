@@ -156,12 +156,21 @@ class Supervisor:
     def remove(self, name: str, *, at_once: bool = False) -> None:
         """Stops the program and forgets it; its log stays. Harmless to repeat.
 
+        Nobody has to wait while it finishes what it has begun: other programs may be put and removed then.
+
         Args:
             at_once: kill it rather than ask it to end.
         """
         with self._lock():
+            state = self.state(name)
+            group = processes.group_of(state.pid) if state and state.pid else []
+            leaving = [program for program in self._known() if program.name == name] if state else []
+            self._ask_to_end(leaving, at_once=at_once)
+        self._await_end(leaving)
+        processes.end(group)
+        with self._lock():
             if self.is_running():
-                self._forget(name, at_once=at_once)
+                self._forget(name)
             for path in (self._conf_path(name), self._program_path(name), self._program_path(name).with_suffix(".pid")):
                 path.unlink(missing_ok=True)
             if self.is_running():
@@ -198,27 +207,34 @@ class Supervisor:
         for priority in sorted({program.priority for program in known}, reverse=True):
             self._end([program for program in known if program.priority == priority])
 
-    def _end(self, programs: list[Program], *, at_once: bool = False) -> None:
-        """Asks all of them to stop, then waits for all; `at_once` kills them."""
+    def _end(self, programs: list[Program]) -> None:
+        """Asks all of them to stop, then waits for all."""
+        self._ask_to_end(programs)
+        self._await_end(programs)
+
+    def _ask_to_end(self, programs: list[Program], *, at_once: bool = False) -> None:
+        """Returns before they have; `at_once` kills them."""
         for program in programs:
             state = self.state(program.name)
             ready = program.ready_url is None or loopback.answers(program.ready_url)
             self._call("supervisor.stopProcess", program.name, False, ignore=(BAD_NAME, NOT_RUNNING))
             if state and state.pid and (at_once or not ready):
                 processes.kill(processes.group_of(state.pid))
+
+    def _await_end(self, programs: list[Program]) -> None:
         names = {program.name for program in programs}
-        deadline = time.monotonic() + START_TIMEOUT_S + max(program.stop_wait_s for program in programs)
+        deadline = time.monotonic() + START_TIMEOUT_S + max((program.stop_wait_s for program in programs), default=0)
         while time.monotonic() < deadline and any(s.pid for s in self.states() if s.name in names):
             time.sleep(POLL_S)
 
-    def _forget(self, name: str, *, at_once: bool = False) -> None:
+    def _forget(self, name: str) -> None:
         state = self.state(name)
         if state is None:
             return
         group = processes.group_of(state.pid) if state.pid else []
         known = [program for program in self._known() if program.name == name]
         if known:
-            self._end(known, at_once=at_once)
+            self._end(known)
         self._call("supervisor.stopProcess", name, True, ignore=(BAD_NAME, NOT_RUNNING))
         self._call("supervisor.removeProcessGroup", name, ignore=(BAD_NAME,))
         processes.end(group)

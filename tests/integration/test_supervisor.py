@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,31 @@ def test_a_program_that_is_not_ready_is_not_waited_for(supervisor: Supervisor) -
     wait_for(lambda: "SIG_IGN" in " ".join(process.cmdline()), "the program itself")
     supervisor.remove("sleeper")
     assert not process.is_running()
+
+
+def test_a_program_that_takes_long_to_end_holds_up_no_other(supervisor: Supervisor, tmp_path: Path) -> None:
+    """A replica that finishes its streams, and another model's that is to start meanwhile."""
+    asked, may_end = tmp_path / "asked", tmp_path / "may_end"
+    stubborn = (
+        "import pathlib, signal, sys, time\n"
+        "asked, may_end = map(pathlib.Path, sys.argv[1:])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: asked.touch())\n"
+        "print('up', flush=True)\n"
+        "while not may_end.exists(): time.sleep(0.05)\n"
+    )
+    command = (sys.executable, "-c", stubborn, str(asked), str(may_end))
+    supervisor.put(sleeper("stubborn", command=command, stop_wait_s=120))
+    log_path = supervisor.layout.log_path("stubborn")
+    wait_for(lambda: log_path.exists() and "up" in log_path.read_text(), "the handler")
+    with ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(supervisor.remove, "stubborn")
+        wait_for(asked.exists, "the request to end")
+        supervisor.put(sleeper())
+        running_pid(supervisor, "sleeper")
+        assert not removal.done()
+        may_end.touch()
+        removal.result(timeout=60)
+    assert [state.name for state in supervisor.states()] == ["sleeper"]
 
 
 def test_a_killed_program_is_started_again(supervisor: Supervisor) -> None:
