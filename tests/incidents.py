@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet.analysis import judging
 from pipeline.fleet.analysis.evidence import Evidence
 from pipeline.fleet.analysis.sequences import MeanDifference, Sample

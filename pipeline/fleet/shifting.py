@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from pipeline.contracts import recipe as recipes
+from pipeline.contracts.rollout import Shadow
 from pipeline.contracts.specs import RolloutResult, RolloutSpec
 from pipeline.errors import IntegrityError, ReplicaFailed
 from pipeline.fleet.analysis.comparison import Comparison
@@ -88,7 +88,7 @@ def _walk(spec: RolloutSpec, fleet: Fleet) -> RolloutResult:
             continue
 
 
-def _look_at_shadow(spec: RolloutSpec, fleet: Fleet, trial: Trial, shadow: recipes.Shadow) -> Seen:
+def _look_at_shadow(spec: RolloutSpec, fleet: Fleet, trial: Trial, shadow: Shadow) -> Seen:
     """Copies of clients' requests go to the canary, and its answers are thrown away. Done once a rollout."""
 
     def mirror(model: ModelFleet) -> ModelFleet:

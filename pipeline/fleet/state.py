@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
-from pipeline.contracts.recipe import Autoscale
+from pipeline.contracts.rollout import Autoscale
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.capacity import Capacity

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from pipeline import settings
 from pipeline.adapter_files import adapter_of
-from pipeline.contracts import recipe as recipes
 from pipeline.contracts.base import Contract
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet.replica_middleware import LOG_PROMPTS
 from pipeline.fleet.state import Replica
 from pipeline.settings import ROOT
@@ -31,7 +31,7 @@ class ReplicaPlan(Contract):
     bundle_path: Path
     bundle_digest: str = ""
     """What was signed, which each start of its process is held to; "" in plans of earlier releases."""
-    settings: recipes.Rollout
+    settings: Rollout
     core: int
     """The processor core that its arithmetic is bound to."""
     door: str = Field(default="", repr=False)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from pipeline.contracts import recipe as recipes
+from pipeline.contracts.rollout import Rollout
 from pipeline.evaluation.metrics import METRICS
 from pipeline.fleet.analysis import judging
 from pipeline.fleet.analysis.access_log import AccessLog
@@ -40,7 +40,7 @@ PATIENCE = 5
 class Trial:
     """What all steps of a rollout share: the recipe's limits, the golden prompts, and how they were answered."""
 
-    settings: recipes.Rollout
+    settings: Rollout
     metric: str
     prompts: Iterator[Prompt]
     score: MeanDifference

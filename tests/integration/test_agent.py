@@ -12,7 +12,7 @@ import uvicorn
 from pipeline import settings
 from pipeline.agent import AgentClient
 from pipeline.contracts.base import step_key
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.contracts.specs import STEPS, PlanSpec
 from pipeline.errors import SpecError, TransientError
 from pipeline.fleet.capacity import Memory

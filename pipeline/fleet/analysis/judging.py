@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.contracts import recipe as recipes
+from pipeline.contracts.rollout import OnUndecided, Rollout
 from pipeline.fleet.analysis.comparison import Comparison, Verdict
 from pipeline.fleet.analysis.evidence import MEASURES, Evidence, Measure
 from pipeline.fleet.analysis.sequences import Sample, rate_interval
@@ -37,7 +37,7 @@ def alpha_of(watch: int) -> float:
     return FALSE_ALARMS / (watch * (watch + 1)) / NUM_COMPARISONS
 
 
-def compare(seen: Evidence, limits: recipes.Rollout, *, alpha: float) -> tuple[Comparison, ...]:
+def compare(seen: Evidence, limits: Rollout, *, alpha: float) -> tuple[Comparison, ...]:
     """All comparisons that can be made now. Each errs with a chance of at most `alpha`, ever."""
     found = [_errors(seen, limits, alpha)]
     if seen.has_stable:
@@ -51,7 +51,7 @@ def compare(seen: Evidence, limits: recipes.Rollout, *, alpha: float) -> tuple[C
     return tuple(found)
 
 
-def _errors(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparison:
+def _errors(seen: Evidence, limits: Rollout, alpha: float) -> Comparison:
     total = seen.num_requests
     low, high = rate_interval(seen.errors, total, alpha=alpha)
     return Comparison(
@@ -67,7 +67,7 @@ def _errors(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparison
     )
 
 
-def _rise(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparison:
+def _rise(seen: Evidence, limits: Rollout, alpha: float) -> Comparison:
     total, stable_total = seen.num_requests, max(seen.stable_requests, seen.stable_errors)
     canary = rate_interval(seen.errors, total, alpha=alpha / 2)
     stable = rate_interval(seen.stable_errors, stable_total, alpha=alpha / 2)
@@ -87,7 +87,7 @@ def _rise(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparison:
     )
 
 
-def _refusals(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparison:
+def _refusals(seen: Evidence, limits: Rollout, alpha: float) -> Comparison:
     low, high = rate_interval(seen.refusals, seen.probes, alpha=alpha)
     return Comparison(
         measure="refused probes",
@@ -102,7 +102,7 @@ def _refusals(seen: Evidence, limits: recipes.Rollout, alpha: float) -> Comparis
     )
 
 
-def _times(seen: Evidence, measure: Measure, limits: recipes.Rollout, alpha: float) -> Iterator[Comparison]:
+def _times(seen: Evidence, measure: Measure, limits: Rollout, alpha: float) -> Iterator[Comparison]:
     source = seen.source(measure, wanted=max(limits.min_requests, MIN_TIMES))
     if source is None or not seen.has_stable:
         return
@@ -119,7 +119,7 @@ def _times(seen: Evidence, measure: Measure, limits: recipes.Rollout, alpha: flo
         )
 
 
-def _ratio(measure: Measure, limits: recipes.Rollout) -> tuple[str, float]:
+def _ratio(measure: Measure, limits: Rollout) -> tuple[str, float]:
     """The recipe's field that limits a measure, and its value."""
     own = {
         "time to first token": ("max_ttft_ratio", limits.max_ttft_ratio),
@@ -168,7 +168,7 @@ def _quantile(
     )
 
 
-def _score(seen: Evidence, limits: recipes.Rollout) -> Comparison:
+def _score(seen: Evidence, limits: Rollout) -> Comparison:
     """Of golden prompts, in points of a hundred; the mean difference alone is known."""
     assert seen.score is not None
     low, high = seen.score.interval()
@@ -231,7 +231,7 @@ def _is_needed(found: Comparison) -> bool:
     return found.limit != "max_score_drop" and not found.measure.removesuffix(" (probes)").endswith((", p90", ", p99"))
 
 
-def conclude(comparisons: tuple[Comparison, ...], *, policy: recipes.OnUndecided) -> tuple[Finding, str]:
+def conclude(comparisons: tuple[Comparison, ...], *, policy: OnUndecided) -> tuple[Finding, str]:
     """When the time is up and nothing was shown: what the recipe's `on_undecided` makes of it."""
     open_ones = [found for found in comparisons if found.verdict == "undecided"]
     doubted = doubts(comparisons)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.contracts.base import Contract
-from pipeline.contracts.recipe import Autoscale, Rollout
+from pipeline.contracts.rollout import Autoscale, Rollout
 from pipeline.fleet.state import Deployment
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import settings
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from slipway_airflow.agent.replica_containers import LABEL, STOP_S, ReplicaContainers

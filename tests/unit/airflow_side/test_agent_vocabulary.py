@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import settings
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.errors import SpecError
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan

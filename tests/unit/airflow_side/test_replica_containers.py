@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import load

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from pipeline.contracts.recipe import Autoscale, Rollout
+from pipeline.contracts.rollout import Autoscale, Rollout
 from pipeline.fleet.autoscaling.decisions import Observation, decide, initial_replicas, kept, needed, reason
 from pipeline.fleet.autoscaling.scraping import observe, parse
 from pipeline.fleet.state import Aside, Deployment, Replica

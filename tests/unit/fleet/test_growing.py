@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline import settings
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.errors import ReplicaFailed
 from pipeline.fleet import replicas
 from pipeline.fleet.autoscaling.__main__ import fleet_of

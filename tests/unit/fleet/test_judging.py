@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet.analysis import judging
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.evidence import MEASURES, Evidence, Measure, Side

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts.digests import folder_digest
-from pipeline.contracts.recipe import Rollout
+from pipeline.contracts.rollout import Rollout
 from pipeline.fleet import vllm
 from pipeline.fleet.local_replicas import PORTS, LocalReplicas, VllmEngine
 from pipeline.fleet.replica_middleware import VARIABLES, Door, Version
