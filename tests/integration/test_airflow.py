@@ -211,6 +211,18 @@ def test_a_canary_that_does_not_start_is_rolled_back(airflow: AirflowServer, fle
     assert "StubError: start_canary was told to fail" in spec
 
 
+def test_a_plan_that_fails_ends_the_rollout_that_it_may_have_numbered(airflow: AirflowServer, fleet: Fleet) -> None:
+    """By a job of `roll_back`, after which the run counts as failed all the same."""
+    fleet.tell("plan", exit_code=65)
+    run_id = by_hand(airflow, fleet)
+    assert airflow.wait_for_run("rollout", run_id) == "failed"
+    states = airflow.task_states("rollout", run_id)
+    assert (states["plan"], states["promote"], states["roll_back"]) == ("failed", "upstream_failed", "success")
+    specs = [path.read_text() for path in fleet.folder.parent.glob("jobs/*/spec.json")]
+    [spec] = [text for text in specs if fleet.name in text and '"roll_back"' in text]
+    assert "plan failed: StubError: plan was told to fail" in spec
+
+
 def test_nothing_to_do_skips_the_rest(airflow: AirflowServer, fleet: Fleet) -> None:
     """A repeated event costs one short job."""
     fleet.tell("plan", outcome="nothing_to_do")
