@@ -16,7 +16,7 @@ from statistics import median, quantiles
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.contracts.recipe import Rollout  # noqa: E402
+from pipeline.contracts.rollout import Rollout  # noqa: E402
 from tests.incidents import INCIDENTS, LIMITS, RULES, Course, Incident, Verdict, slipway  # noqa: E402
 
 LOOK_S = 5.0
@@ -29,6 +29,7 @@ CAUGHT: dict[str, tuple[Incident, Rollout]] = {
         LIMITS.model_copy(update={"max_error_rate": 0.005, "max_error_rate_rise": 0.005}),
     ),
     "5 % errors, limit 1 %": (Incident(name="", error_rate=0.05, minutes=HOUR), LIMITS),
+    "TTFT 20 % slower, default limits": (Incident(name="", slower=1.2, minutes=HOUR), Rollout()),
     "TTFT 20 % slower, limit 10 %": (Incident(name="", slower=1.2, minutes=HOUR), LIMITS),
     "TTFT 50 % slower, limit 10 %": (Incident(name="", slower=1.5, minutes=HOUR), LIMITS),
     "score 3 points lower, limit 1": (Incident(name="", score_drop=0.03, minutes=HOUR), LIMITS),
@@ -80,14 +81,19 @@ def power_table(caught: dict[str, list[Verdict]]) -> list[str]:
     rows.append("|---|---|---|---|---|---|")
     for name, verdicts in caught.items():
         found = [verdict for verdict in verdicts if verdict.rolled_back]
-        minutes = [verdict.after_s / 60 for verdict in found]
-        most = f"{quantiles(minutes, n=10)[8]:.1f}" if len(found) >= 0.9 * len(verdicts) else "more"
-        requests, pairs = (
-            round(median(getattr(verdict, field) for verdict in found)) for field in ("canary_requests", "pairs")
-        )
-        share = f"{len(found) / len(verdicts):.0%}"
-        rows.append(f"| {name} | {share} | {median(minutes):.1f} | {most} | {requests:,} | {pairs:,} |")
+        cells = figures(found, len(verdicts)) if found else ["never", "", "", ""]
+        rows.append(f"| {name} | {len(found) / len(verdicts):.0%} | {' | '.join(cells)} |")
     return rows
+
+
+def figures(found: list[Verdict], courses: int) -> list[str]:
+    """When, and after how much, those were caught that were."""
+    minutes = [verdict.after_s / 60 for verdict in found]
+    most = f"{quantiles(minutes, n=10)[8]:.1f}" if len(found) >= 0.9 * courses else "more"
+    requests, pairs = (
+        round(median(getattr(verdict, field) for verdict in found)) for field in ("canary_requests", "pairs")
+    )
+    return [f"{median(minutes):.1f}", most, f"{requests:,}", f"{pairs:,}"]
 
 
 def rules_table(beside: dict[str, dict[str, list[Verdict]]]) -> list[str]:
