@@ -264,9 +264,11 @@ def test_a_replica_that_is_put_aside_and_a_file_that_is_damaged_are_shown_with_w
     aside = Aside(kind="slow", reason=why, since=time.time())
 
     def mark(model: ModelFleet, found: Aside | None) -> ModelFleet:
-        first, *others = model.deployments[0].replicas
+        serving = model.deployment(1)
+        assert serving is not None
+        first, *others = serving.replicas
         replicas = (first.model_copy(update={"aside": found}), *others)
-        return model.with_deployment(model.deployments[0].model_copy(update={"replicas": replicas}))
+        return model.with_deployment(serving.model_copy(update={"replicas": replicas}))
 
     rig.fleet.files.update(MODEL, lambda model: mark(model, aside))
     kept = judgement_path(rig.home_path, MODEL).read_text()

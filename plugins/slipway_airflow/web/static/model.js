@@ -145,8 +145,12 @@ function versionList(versions) {
       "li",
       null,
       h("span", { class: `mark ${row.role}`, "aria-hidden": "true" }),
-      h("strong", null, link(`Version ${row.version}`, row.mlflow_url, { target: "_blank", title: "The version in MLflow" })),
-      h("span", { class: "muted" }, ROLES[row.role], row.generation ? `, rollout ${row.generation}` : ""),
+      h(
+        "span",
+        { class: "name" },
+        h("strong", null, link(`Version ${row.version}`, row.mlflow_url, { target: "_blank", title: "The version in MLflow" })),
+        h("span", { class: "muted" }, ROLES[row.role], row.generation ? `, rollout ${row.generation}` : ""),
+      ),
       h("span", { class: "figure" }, percent(row.weight)),
     ),
   );
@@ -167,7 +171,7 @@ function replicaList(replicas) {
       row.aside && h("span", { class: "why muted" }, "Given nothing new since ", time(row.aside.since), `: ${row.aside.reason}.`),
     ),
   );
-  const well = replicas.filter((row) => row.health === "healthy").length;
+  const well = replicas.filter((row) => row.health === "healthy" && !row.aside).length;
   const known = replicas.some((row) => row.health !== "unknown");
   const count = known ? ` ${well} of ${replicas.length} healthy` : " whose health is not known";
   return [

@@ -37,13 +37,16 @@ const TEXTS = {
   },
 };
 
+// One of them stands out: what most likely comes next.
+const next = (model) => (model.controls.includes("resume") ? "resume" : "promote");
+
 export const buttons = (model, refresh) =>
   model.controls.map((action) =>
     h(
       "button",
       {
         type: "button",
-        class: TEXTS[action].danger ? "danger" : action === "promote" || action === "resume" ? "main" : "",
+        class: TEXTS[action].danger ? "danger" : action === next(model) ? "main" : "",
         "data-key": `${model.name}/${action}`,
         onclick: () => open(model, action, refresh),
       },
