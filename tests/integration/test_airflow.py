@@ -214,6 +214,7 @@ def test_a_canary_that_does_not_start_is_rolled_back(airflow: AirflowServer, fle
 def test_a_plan_that_fails_ends_the_rollout_that_it_may_have_numbered(airflow: AirflowServer, fleet: Fleet) -> None:
     """By a job of `roll_back`, after which the run counts as failed all the same."""
     fleet.tell("plan", exit_code=65)
+    fleet.tell("roll_back", outcome="nothing_to_do")
     run_id = by_hand(airflow, fleet)
     assert airflow.wait_for_run("rollout", run_id) == "failed"
     states = airflow.task_states("rollout", run_id)
