@@ -3,9 +3,9 @@
 Asks every replica of what serves for its health each half second and for one token each few seconds, and reads from
 the gateway's access log how long clients waited. One that `replica_findings` finds bad is marked in the fleet's state,
 so that the gateway sends it nothing new; one that stands still, and is not merely slow on a busy machine, is killed,
-one that answers as something else is ended after what it has begun, and the supervisor starts it again. It is used
-again once it has been well for a while. Never are more than half of a version's replicas put aside. Canaries are left
-to their rollout.
+one that answers as something else is ended after what it has begun, and who hosts it starts it again. It is used again
+once it has been well for a while. Never are more than half of a version's replicas put aside. Canaries are left to
+their rollout.
 """
 
 import sys
@@ -23,11 +23,11 @@ from pipeline.fleet.doors import replica_door
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.probes import Answer, ask
 from pipeline.fleet.replica_findings import WELL_S, Finding, History, Look, finding, may_leave, reason_to_kill
-from pipeline.fleet.replica_processes import LocalProcesses
+from pipeline.fleet.replica_processes import Processes, processes_of
 from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica
 from pipeline.settings import ROOT
 from pipeline.stack.layout import Layout
-from pipeline.stack.supervisor import Program, Supervisor
+from pipeline.stack.supervisor import Program
 
 PROGRAM = "replica-guard"
 EVERY_S = 0.5
@@ -70,8 +70,7 @@ class Guard:
     """The program."""
 
     layout: Layout
-    processes: LocalProcesses | None
-    """None where replicas are not this machine's processes."""
+    processes: Processes
     histories: dict[Key, History] = field(default_factory=dict)
     asked: dict[Key, tuple[float, Future[Answer]]] = field(default_factory=dict)
     """The last question for a token to each, and when it was asked."""
@@ -113,7 +112,7 @@ class Guard:
         try:
             answer = self.client.get(f"http://{target.replica.address}/health")
         except httpx.TimeoutException:
-            works = self.processes is not None and self.processes.works(target.replica.id)
+            works = self.processes.works(target.replica.id)
             return Look(time.monotonic(), "busy" if works else "hung")
         except httpx.HTTPError as error:
             return Look(time.monotonic(), "away", f"{type(error).__name__}: {error}")
@@ -195,8 +194,6 @@ class Guard:
         self._note("replica-aside" if found else "replica-back", now, replica, reason)
 
     def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> None:
-        if self.processes is None:
-            return
         self.processes.end(replica.id, at_once=at_once)
         self.asked.pop(key_of(replica), None)
         self._note("replica-restarted", model, replica, reason)
@@ -234,10 +231,8 @@ def say(message: str) -> None:
 
 def main() -> int:
     home = Layout(Path(sys.argv[1]))
-    configured = settings.load()
-    in_containers = configured.agent_path or configured.secrets_path
     try:
-        Guard(home, None if in_containers else LocalProcesses(Supervisor(home.home_path))).run()
+        Guard(home, processes_of(settings.load(), home)).run()
     except SlipwayError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code

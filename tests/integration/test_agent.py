@@ -17,10 +17,12 @@ from pipeline.contracts.specs import STEPS, PlanSpec
 from pipeline.errors import SpecError, TransientError
 from pipeline.fleet.capacity import Memory
 from pipeline.fleet.remote_replicas import RemoteReplicas
+from pipeline.fleet.replica_processes import Activity, processes_of
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.state import Replica
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import Settings
+from pipeline.stack.layout import Layout
 from slipway_airflow.agent.server import agent_app
 from slipway_airflow.backends.agent import AgentBackend
 from slipway_airflow.backends.base import Claim, JobRequest
@@ -40,6 +42,10 @@ class Notes:
     """A host that starts nothing."""
 
     plans: dict[str, ReplicaPlan] = field(default_factory=dict)
+    restarted: list[tuple[str, bool]] = field(default_factory=list)
+    used_s: float = 0.0
+    pace_s: float = 1.0
+    """Of the processor time that a replica has had when it is asked for."""
 
     def places(self, count: int, taken: set[str]) -> list[Place]:
         return [(f"10.0.0.{index}", 8000) for index in range(1, 9) if f"10.0.0.{index}:8000" not in taken][:count]
@@ -49,6 +55,13 @@ class Notes:
 
     def remove(self, name: str, *, at_once: bool = False) -> None:
         self.plans.pop(name, None)
+
+    def activity(self, name: str) -> Activity:
+        self.used_s += self.pace_s
+        return Activity(waits=False, used_s=self.used_s)
+
+    def restart(self, name: str, *, at_once: bool) -> None:
+        self.restarted.append((name, at_once))
 
     def memory(self, names: Sequence[str]) -> Memory:
         return Memory(total_bytes=100, free_bytes=50, replica_bytes=len(names))
@@ -142,6 +155,22 @@ def test_replicas_are_asked_for_by_plan(configured: Settings, notes: Notes) -> N
     host.remove(wanted.replica.id)
     host.remove(wanted.replica.id, at_once=True)
     assert host.states() == {}
+
+
+def test_a_replica_works_while_its_processor_time_grows(configured: Settings, notes: Notes) -> None:
+    """Looked at through the agent, and started anew by it."""
+    name = "replica-tiny-v1-g1-0"
+    found = processes_of(configured, Layout(configured.home_path))
+    assert [found.works(name), found.works(name)] == [False, True]
+    notes.pace_s = 0.0
+    assert not found.works(name)
+    found.end(name, at_once=True)
+    assert notes.restarted == [(name, True)]
+
+
+def test_while_the_agent_is_away_no_replica_counts_as_one_that_does_nothing(configured: Settings) -> None:
+    """It would be killed for it as soon as the agent is back."""
+    assert processes_of(configured, Layout(configured.home_path)).works("replica-tiny-v1-g1-0")
 
 
 def test_an_agent_that_is_away_is_a_fault_that_may_pass(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.contracts.base import canonical_json, sha256_hex
 from pipeline.errors import SlipwayError, SpecError, TransientError
 from pipeline.fleet import vllm
 from pipeline.fleet.capacity import Memory
+from pipeline.fleet.replica_processes import Activity
 from pipeline.fleet.replicas import Place, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.images import image_name
@@ -32,6 +33,16 @@ LABEL = "slipway.replica"
 PLAN_LABEL = "slipway.plan"
 STOP_S = vllm.DRAIN_S + 15
 ASK_HEALTH = "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=5)"
+ASK_WHAT_IT_DOES = """
+import os
+child = open("/proc/1/task/1/children").read().split()[0]
+found = open(f"/proc/{child}/stat").read().rpartition(")")[2].split()
+print(found[0], (int(found[11]) + int(found[12])) / os.sysconf("SC_CLK_TCK"))
+"""
+"""Of the first process's first child, since the first one only looks after it."""
+WAITING = "RD"
+"""States of a process that waits for a processor or a disk, or has one."""
+ASK_TO_END = "import os, signal; os.kill(1, signal.SIGTERM)"
 PYTHON = Path("/opt/venv/bin/python")
 SCRATCH = Path("/tmp")
 STATES = {
@@ -127,6 +138,32 @@ class ReplicaContainers:
                 container.stop(timeout=STOP_S)
         with gone_is_fine(), engine_errors(f"remove replica {name}"):
             container.remove(force=True)
+
+    def activity(self, name: str) -> Activity:
+        """What its program does; nothing, if the engine lets nobody ask: it is paused, or gone."""
+        nothing = Activity(waits=False, used_s=0)
+        with engine_errors(f"look at replica {name}"):
+            container = self._find(name)
+        if container is None or container.status != "running":
+            return nothing
+        with gone_is_fine(), engine_errors(f"ask {name} what it does"):
+            said = container.exec_run(["python", "-I", "-S", "-c", ASK_WHAT_IT_DOES], stderr=False)
+            if said.exit_code == 0:
+                state, used_s = said.output.decode().split()
+                return Activity(waits=state in WAITING, used_s=float(used_s))
+        return nothing
+
+    def restart(self, name: str, *, at_once: bool) -> None:
+        """From within, where it may finish: the engine leaves down what it was told to signal."""
+        with engine_errors(f"look at replica {name}"):
+            container = self._find(name)
+        if container is None:
+            return
+        with gone_is_fine(), engine_errors(f"restart replica {name}"):
+            if at_once or container.status != "running":
+                container.restart(timeout=0)
+            else:
+                container.exec_run(["python", "-I", "-S", "-c", ASK_TO_END])
 
     def memory(self, names: Sequence[str]) -> Memory:
         """The engine's figures, without files that the kernel keeps in memory as long as there is room."""

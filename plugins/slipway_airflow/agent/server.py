@@ -4,12 +4,13 @@ GET    /health                    POST   /replicas/places  {count, taken}
 POST   /jobs                      PUT    /replicas/NAME
 GET    /jobs/ID                   DELETE /replicas/NAME
 GET    /jobs/ID/log               GET    /replicas
-POST   /jobs/ID/cancel
+POST   /jobs/ID/cancel            POST   /replicas/NAME/restart
 DELETE /jobs/ID                   POST   /reap
-GET    /claims                    POST   /replicas/memory  [NAME, …]
+GET    /claims                    GET    /replicas/NAME/activity
+                                  POST   /replicas/memory  [NAME, …]
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -18,6 +19,7 @@ from pipeline.agent import describe
 from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_BAD_SPEC, EXIT_TRANSIENT, SlipwayError
 from pipeline.fleet.capacity import Memory
+from pipeline.fleet.replica_processes import Activity
 from pipeline.fleet.replicas import Place, ReplicaHost, ReplicaState
 from pipeline.fleet.vllm import ReplicaPlan
 from pipeline.settings import Settings
@@ -34,7 +36,15 @@ class Wanted(Contract):
     taken: tuple[str, ...]
 
 
-def agent_app(settings: Settings, jobs: Backend, replicas: ReplicaHost) -> FastAPI:
+class ContainerHost(ReplicaHost, Protocol):
+    """Also says what replicas do, and starts them anew: `pipeline.fleet.replica_processes` asks for it."""
+
+    def activity(self, name: str) -> Activity: ...
+
+    def restart(self, name: str, *, at_once: bool) -> None: ...
+
+
+def agent_app(settings: Settings, jobs: Backend, replicas: ContainerHost) -> FastAPI:
     """The agent over `jobs` and `replicas`."""
     app = FastAPI(title="Slipway's agent", openapi_url=None)
     app.add_exception_handler(SlipwayError, _refuse)
@@ -80,7 +90,7 @@ def _add_jobs(app: FastAPI, settings: Settings, jobs: Backend) -> None:
         return jobs.reap(keep_s)
 
 
-def _add_replicas(app: FastAPI, settings: Settings, replicas: ReplicaHost) -> None:
+def _add_replicas(app: FastAPI, settings: Settings, replicas: ContainerHost) -> None:
     @app.post("/replicas/places")
     def places(wanted: Wanted) -> list[Place]:
         return replicas.places(wanted.count, set(wanted.taken))
@@ -100,6 +110,16 @@ def _add_replicas(app: FastAPI, settings: Settings, replicas: ReplicaHost) -> No
     def remove(name: str, at_once: bool = False) -> None:
         check_name(name)
         replicas.remove(name, at_once=at_once)
+
+    @app.get("/replicas/{name}/activity")
+    def activity(name: str) -> Activity:
+        check_name(name)
+        return replicas.activity(name)
+
+    @app.post("/replicas/{name}/restart")
+    def restart(name: str, at_once: bool) -> None:
+        check_name(name)
+        replicas.restart(name, at_once=at_once)
 
     @app.get("/replicas")
     def states() -> dict[str, ReplicaState]:

@@ -47,7 +47,7 @@ def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guard:
     layout.create()
     monkeypatch.setattr(Guard, "_look_at", lambda self, target: Look(time.monotonic(), "well"))
     monkeypatch.setattr("pipeline.fleet.replica_guard._ask", lambda target, door: Answer(status=200))
-    return Guard(layout, None)
+    return Guard(layout, processes_of(None))
 
 
 def answered(guard: Guard, replica: Replica, answer: Answer) -> None:
