@@ -53,9 +53,16 @@ def main() -> int:
 
 def _problem(service: str) -> str:
     if service in ALIVE:
-        silent_s = time.time() - ALIVE[service].stat().st_mtime
-        return f"it has done nothing for {silent_s:.0f} s" if silent_s > MAX_SILENCE_S else ""
+        return judge_touch(ALIVE[service].stat().st_mtime, _container_started())
     return _of_heartbeat(HEARTBEATS[service]) if service in HEARTBEATS else _of_answer(OWN[service])
+
+
+def judge_touch(touched: float, since: float) -> str:
+    """What is wrong with a program that touched its file at `touched`, in a container that began at `since`."""
+    if touched < since:
+        return "it has done nothing since its container began"
+    silent_s = time.time() - touched
+    return f"it has done nothing for {silent_s:.0f} s" if silent_s > MAX_SILENCE_S else ""
 
 
 def judge_heartbeat(report: dict[str, Any], since: float) -> str:

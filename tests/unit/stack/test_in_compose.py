@@ -222,6 +222,14 @@ def test_a_heartbeat_counts_only_if_it_is_younger_than_the_container() -> None:
     assert "unhealthy" in container_check.judge_heartbeat({"status": "unhealthy"}, began)
 
 
+def test_a_touched_file_counts_only_if_it_is_younger_than_the_container() -> None:
+    """It lies in the home, where the container before left it."""
+    now = time.time()
+    assert container_check.judge_touch(now - 1, since=now - 5) == ""
+    assert "since its container began" in container_check.judge_touch(now - 9, since=now - 5)
+    assert "for 200 s" in container_check.judge_touch(now - 200, since=now - 300)
+
+
 def test_the_check_asks_the_ports_that_the_services_listen_on() -> None:
     """It uses the standard library alone, so it cannot import them."""
     ports = compose_services.PORTS
