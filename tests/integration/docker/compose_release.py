@@ -14,11 +14,12 @@ SMALL = {
     "dataset.generate.train_rows": 400,
     "dataset.generate.eval_rows": 60,
     "validation.min_rows": 100,
+    "finetune.nodes": 1,
     "finetune.epochs": 1,
     "compress.ladder": ["none"],
     "gates.min_score": 0,
     "gates.max_loss": None,
-    "rollout.replicas": 2,
+    "rollout.replicas": 1,
     "rollout.steps": [100],
     "rollout.step_s": 1,
     "rollout.min_requests": 5,
@@ -30,6 +31,7 @@ def ask_for_release(stack: ComposeStack, run_id: str, **overrides: Any) -> None:
     conf = {"recipe": "demo", "overrides": {**SMALL, **overrides}}
     body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
     with stack.airflow() as airflow:
+        wait_until(lambda: airflow.get("/dags/release").status_code == 200, "the DAG `release` is known")
         answer = airflow.post("/dags/release/dagRuns", json=body)
         assert answer.status_code == 200, answer.text
 

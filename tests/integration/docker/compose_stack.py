@@ -1,6 +1,6 @@
 """The whole stack of docker-compose.yml, with the images built without a registry, under a project name of its own.
 
-    with running_stack(folder) as stack:
+    with running(ComposeStack.prepare(folder)) as stack:
         stack.airflow().get("/dags")
 
 Ports are free ones and secrets are new; nothing is left of it afterwards. Several tests share one: who breaks a part
@@ -23,15 +23,13 @@ from typing import Any
 
 import httpx
 
+from pipeline.fleet.doors import tls
 from pipeline.settings import ROOT
 from pipeline.stack import compose_init
 
 FILES = (ROOT / "docker-compose.yml", ROOT / "infra" / "compose" / "registry-free.yml")
 UP_TIMEOUT_S = 900
-MADE_BY_JOBS = ("replica", "step")
 PORTS = ("airflow", "mlflow", "gateway", "prometheus", "grafana")
-ONCE = ("volumes", "setup", "airflow-init")
-"""Services that do their work and end."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,21 @@ class ComposeStack:
             "SLIPWAY_FLEET_IP_RANGE": f"{subnet}.0/26",
             "SLIPWAY_SECRETS_FOLDER": str(folder / "secrets"),
             "SLIPWAY_S3_CAPACITY_GIB": "4",
+            "SLIPWAY_TLS_FOLDER": str(folder / "tls"),
         }
         lines = (folder / ".env").read_text().splitlines()
         kept = [line for line in lines if line.partition("=")[0] not in changed]
         (folder / ".env").write_text("\n".join([*kept, *(f"{name}={text}" for name, text in changed.items())]) + "\n")
         return stack
 
+    @property
+    def tls_folder(self) -> Path:
+        """Where the gateway looks for a certificate when it starts."""
+        return self.folder / "tls"
+
     def url(self, part: str) -> str:
-        return f"http://127.0.0.1:{self.ports[part]}"
+        with_tls = part == "gateway" and tls.certificate_in(self.tls_folder)
+        return f"{'https' if with_tls else 'http'}://127.0.0.1:{self.ports[part]}"
 
     def secret(self, name: str) -> str:
         return (self.folder / "secrets" / name).read_text()
@@ -120,12 +125,16 @@ class ComposeStack:
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [line for kind in kinds for line in self.run("docker", *kind, "-q", "--filter", label).splitlines()]
 
+    def services(self) -> dict[str, bool]:
+        """Every service that the compose files bring up, and whether it goes on for as long as the stack does."""
+        found = json.loads(self.compose("config", "--format", "json"))["services"]
+        return {name: service["restart"] != "no" for name, service in found.items()}
+
     def inspect(self) -> dict[str, dict[str, Any]]:
         """Every container of compose's own as Docker describes it, by service; not replicas and steps."""
-        names = self.compose("ps", "--all", "--quiet").split()
+        names = self.compose("ps", "--all", "--quiet", *self.services()).split()
         found: list[dict[str, Any]] = json.loads(self.run("docker", "inspect", *names))
-        services = {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
-        return {name: container for name, container in services.items() if name not in MADE_BY_JOBS}
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
 
     def airflow(self) -> httpx.Client:
         """Airflow's REST API, logged in."""
@@ -141,7 +150,7 @@ class ComposeStack:
 
     def gateway(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.secret('gateway_api_key')}"}
-        return httpx.Client(base_url=self.url("gateway"), headers=headers, timeout=60)
+        return httpx.Client(base_url=self.url("gateway"), headers=headers, timeout=60, verify=False)
 
     def _what_is_wrong(self) -> str:
         states = self.run("docker", "compose", "ps", "--all", "--format", "{{.Service}} {{.Status}}").splitlines()
@@ -151,9 +160,8 @@ class ComposeStack:
 
 
 @contextmanager
-def running_stack(folder: Path) -> Iterator[ComposeStack]:
-    """A healthy stack. Afterwards it is taken down, and nothing of it may be left."""
-    stack = ComposeStack.prepare(folder)
+def running(stack: ComposeStack) -> Iterator[ComposeStack]:
+    """The stack, healthy. Afterwards it is taken down, and nothing of it may be left."""
     try:
         stack.up()
         yield stack

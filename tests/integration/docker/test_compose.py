@@ -1,7 +1,6 @@
 """The stack in docker compose: it comes up from nothing, keeps its doors shut, and can be saved and put back."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from pipeline.settings import ROOT
 from pipeline.stack import compose_init
-from tests.integration.docker.compose_stack import FILES, ONCE, ComposeStack
+from tests.integration.docker.compose_stack import FILES, ComposeStack
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("docker")]
 
@@ -47,12 +46,13 @@ def test_the_files_are_clean(tmp_path: Path, files: tuple[Path, ...]) -> None:
 
 def test_everything_is_healthy_and_what_is_done_once_is_done(compose_stack: ComposeStack) -> None:
     """From no container, volume or network at all."""
-    for name, container in compose_stack.inspect().items():
-        state = container["State"]
-        if name in ONCE:
-            assert (state["Status"], state["ExitCode"]) == ("exited", 0), name
-        else:
+    containers = compose_stack.inspect()
+    for name, lasts in compose_stack.services().items():
+        state = containers[name]["State"]
+        if lasts:
             assert state["Health"]["Status"] == "healthy", name
+        else:
+            assert (state["Status"], state["ExitCode"]) == ("exited", 0), name
 
 
 def test_ports_are_bound_on_loopback_only(compose_stack: ComposeStack) -> None:
@@ -110,7 +110,8 @@ def test_containers_are_locked_down(compose_stack: ComposeStack) -> None:
 
 def test_docker_tells_no_secret(compose_stack: ComposeStack) -> None:
     """Neither as a variable, nor on a command line, nor in a label; nor do the services' logs."""
-    shown = json.dumps(compose_stack.inspect()) + compose_stack.compose("logs", "--no-color")
+    logs = compose_stack.compose("logs", "--no-color", *compose_stack.services())
+    shown = json.dumps(compose_stack.inspect()) + logs
     names = [secret.name for secret in compose_init.SECRETS]
     assert [name for name in names if compose_stack.secret(name) in shown] == []
 
@@ -202,54 +203,3 @@ def figures(stack: ComposeStack, query: str) -> list[float]:
     """Numbers; Prometheus says NaN where nothing was counted yet."""
     values = [float(found["value"][1]) for found in ask_prometheus(stack, query)]
     return [value for value in values if value == value]
-
-
-def test_a_rotated_key_counts_at_once_and_the_old_one_no_more(compose_stack: ComposeStack) -> None:
-    """By the commands that `slipway init --rotate` prints."""
-    before = compose_stack.secret("gateway_api_key")
-    rotate(compose_stack, "gateway_api_key")
-    with compose_stack.gateway() as gateway:
-        assert gateway.get("/v1/models").status_code == 200
-        assert gateway.get("/v1/models", headers={"Authorization": f"Bearer {before}"}).status_code == 401
-
-
-def test_rotated_passwords_of_databases_and_mlflow_count(compose_stack: ComposeStack) -> None:
-    """MLflow's database role, and the user that everybody signs in with."""
-    before = compose_stack.secret("mlflow_admin_password")
-    rotate(compose_stack, "mlflow_database_password")
-    rotate(compose_stack, "mlflow_admin_password")
-    url = f"{compose_stack.url('mlflow')}/api/2.0/mlflow/registered-models/search"
-    assert httpx.get(url, auth=("admin", before), timeout=60).status_code == 401
-    with compose_stack.mlflow() as mlflow:
-        assert mlflow.get("/api/2.0/mlflow/registered-models/search").status_code == 200
-
-
-def rotate(stack: ComposeStack, name: str) -> None:
-    _, *commands = compose_init.rotate(stack.folder, name)
-    for command in commands:
-        stack.run("sh", "-c", command.replace(" secrets/", f" {stack.folder}/secrets/"))
-    stack.up()
-
-
-def test_what_was_saved_can_be_put_back(compose_stack: ComposeStack, tmp_path: Path) -> None:
-    """Databases and the bucket: what was lost since the backup is there again, what is newer is gone."""
-    saved = tmp_path / "saved"
-    with compose_stack.mlflow() as mlflow:
-        create_experiment(mlflow, "kept")
-        mlflow.put(f"{ARTIFACT}/kept.txt", content=b"kept" * (5 << 20)).raise_for_status()
-        compose_stack.run(str(ROOT / "infra" / "compose" / "backup.sh"), str(saved))
-        assert {oct(os.stat(path).st_mode & 0o777) for path in saved.iterdir()} == {"0o600"}
-
-        create_experiment(mlflow, "newer")
-        mlflow.delete(f"{ARTIFACT}/kept.txt").raise_for_status()
-    compose_stack.run(str(ROOT / "infra" / "compose" / "restore.sh"), str(saved))
-    with compose_stack.mlflow() as mlflow:
-        answer = mlflow.get("/api/2.0/mlflow/experiments/search", params={"max_results": 100}).json()
-        names = {found["name"] for found in answer["experiments"]}
-        assert "kept" in names
-        assert "newer" not in names
-        assert mlflow.get(f"{ARTIFACT}/kept.txt").content == b"kept" * (5 << 20)
-
-
-def create_experiment(mlflow: httpx.Client, name: str) -> None:
-    mlflow.post("/api/2.0/mlflow/experiments/create", json={"name": name}).raise_for_status()

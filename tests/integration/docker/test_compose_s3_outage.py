@@ -11,7 +11,7 @@ from pipeline.settings import ROOT
 from tests.integration.docker import upload_through_outage
 from tests.integration.docker.compose_stack import ComposeStack
 
-pytestmark = [pytest.mark.integration, pytest.mark.needs("docker"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("docker"), pytest.mark.drill, pytest.mark.timeout(900)]
 
 S3_AWAY_S = 30
 

@@ -79,6 +79,7 @@ def test_a_manifest_names_its_image_by_digest(in_containers: Chain, spec: Finetu
     assert re.fullmatch(r"slipway/model:[\w.-]+@sha256:[0-9a-f]{64}", str(image))
 
 
+@pytest.mark.drill
 def test_a_training_goes_on_from_its_last_checkpoint_when_a_container_is_killed(
     configured: Settings, spec: FinetuneSpec, calm_digest: str, tmp_path: Path
 ) -> None:

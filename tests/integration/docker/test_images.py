@@ -91,7 +91,6 @@ def test_an_image_is_not_roots_and_holds_no_compiler(images: dict[str, str], env
                 "import pipeline.training.worker, deepspeed, llmcompressor, torch; print(torch.ones(2).sum())",
             ),
         ),
-        ("serve", ("vllm", "--version")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1].split(";")[0].replace(" ", "-"),
 )
