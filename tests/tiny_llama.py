@@ -53,7 +53,15 @@ def write_data(folder: Path) -> None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows()))
 
 
-def write_model(folder: Path, *, hidden_size: int = 64, intermediate_size: int = 128, steps: int = 120) -> None:
+def write_model(
+    folder: Path,
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 128,
+    layers: int = 2,
+    positions: int = 256,
+    steps: int = 120,
+) -> None:
     """A Llama with heads of 32, trained for `steps` steps on `rows()`; with 0 its weights stay random."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -66,10 +74,10 @@ def write_model(folder: Path, *, hidden_size: int = 64, intermediate_size: int =
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads // 2,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
