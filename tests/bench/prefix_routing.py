@@ -2,10 +2,11 @@
 
     .venvs/control/bin/python tests/bench/prefix_routing.py [ROUNDS [SECONDS]]
 
-Needs nothing running: a gateway and two vLLM replicas in a temporary folder. Three loads of chat sessions arrive at
-`BUSY` of what the replicas took of them as they are routed now: tenants with long prompts of their own, together more
-than one replica's KV cache holds and less than both; the same with one tenant that sends most; and prompts that
-nobody shares. The ways take turns with the same arrivals, and texts of their own, so that no cache holds them before.
+Needs nothing running: a gateway and two vLLM replicas in a temporary folder. `USERS` chat at once, in three loads:
+tenants with long prompts of their own, together with the chats more than one replica's KV cache holds and less than
+both; the same with one tenant that sends most; and prompts that nobody shares. The ways take turns with the same
+users and texts of their own, so that no cache holds them before. Users wait for their answers, so that a machine
+which other work makes slow is asked less, too; what was seen of a way is compared within a round alone.
 The hash is the client's own, so none of these figures has the cost of finding it in the gateway.
 """
 
@@ -49,10 +50,9 @@ KV_CACHE_MIB = 20
 """10,240 tokens of this model, in blocks of 128."""
 SYSTEM_TOKENS, ALONE_TOKENS, USER_TOKENS, ANSWER_TOKENS = 900, 400, 90, 40
 NEW_TOKENS = 24
-THINK_S = 0.5
-"""Between two turns, on average."""
-BUSY = 0.6
-FLAT_OUT_S, FLAT_OUT_CLIENTS = 8.0, 8
+USERS, THINK_S = 10, 1.0
+"""How many there are, and how long they think before a turn, on average."""
+PERCENTILES = (50, 95)
 WARM_UP = 0.3
 """Of each turn's seconds, in which nothing is counted."""
 PREFIX_CHARACTERS = 256
@@ -116,6 +116,10 @@ class Seen:
         answered = [replica["request_success_total"] for replica in self.replicas]
         return max(answered) / sum(answered)
 
+    def told(self) -> str:
+        times = ", ".join(f"p{percent} {percentile_ms([self], percent):.0f} ms" for percent in PERCENTILES)
+        return f"{len(self.ttft_s)} requests, {times}, {self.hit_rate:.2f} cached, {self.busiest:.2f} on one replica"
+
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
@@ -129,7 +133,7 @@ def main() -> None:
             rig.supervisor.stop()
     for load in LOADS:
         for way in WAYS[1:]:
-            for percent in (50, 95):
+            for percent in PERCENTILES:
                 report(load, way, percent, found)
 
 
@@ -231,68 +235,43 @@ async def measure(rig: Rig, rounds: int, seconds: float) -> dict[tuple[str, str]
     async with httpx.AsyncClient(
         base_url=rig.gateway.url, headers=headers, timeout=60, trust_env=False, limits=limits
     ) as client:
-        rates = {load.name: BUSY * await flat_out(client, load) for load in LOADS}
         for number in range(rounds):
             for load in LOADS:
                 for way in WAYS[:: -1 if number % 2 else 1]:
                     before = counters(rig)
-                    seen = await Arrivals(client, load, way, number).run(rates[load.name], seconds)
+                    seen = await Chats(client, load, way, number).run(seconds)
                     seen.replicas = [after - first for after, first in zip(counters(rig), before, strict=True)]
                     found.setdefault((load.name, way.name), []).append(seen)
-                    told = f"{len(seen.ttft_s)} requests, {seen.hit_rate:.2f} cached, {seen.busiest:.2f} on one replica"
-                    print(f"round {number}, {load.name}, {way.name}: {told}", file=sys.stderr, flush=True)
+                    print(f"round {number}, {load.name}, {way.name}: {seen.told()}", file=sys.stderr, flush=True)
     return found
 
 
-async def flat_out(client: httpx.AsyncClient, load: Load) -> float:
-    """Requests a second that the replicas take as they are routed now."""
-    arrivals = Arrivals(client, load, NOW, -1)
-    began = time.monotonic()
-
-    async def ask_on() -> None:
-        while time.monotonic() < began + FLAT_OUT_S:
-            for messages in arrivals.session():
-                await arrivals.ask(messages)
-
-    await asyncio.gather(*[ask_on() for _ in range(FLAT_OUT_CLIENTS)])
-    return len(arrivals.seen.ttft_s) / (time.monotonic() - began)
-
-
-class Arrivals:
-    """Sessions that come by chance, whether or not the ones before are done."""
+class Chats:
+    """Users who chat at the same time, in one session after the other."""
 
     def __init__(self, client: httpx.AsyncClient, load: Load, way: Way, number: int) -> None:
         self.client, self.load, self.way = client, load, way
-        self.chance = random.Random(f"{load.name} {number}")
-        self.text = random.Random(f"{load.name} {number} {way.name}")
-        self.systems = [digits(self.text, SYSTEM_TOKENS) for _ in range(load.tenants)]
+        self.round = f"{load.name} {number}"
+        text = random.Random(f"{self.round} {way.name}")
+        self.systems = [digits(text, SYSTEM_TOKENS) for _ in range(load.tenants)]
         self.seen = Seen()
 
-    def session(self) -> list[list[Message]]:
-        return session(self.load, self.systems, self.chance, self.text)
-
-    async def run(self, rate: float, seconds: float) -> Seen:
-        """For so long, at so many requests a second on average."""
-        began = time.monotonic()
-        starts_s = [0.0]
-        while starts_s[-1] < seconds:
-            starts_s.append(starts_s[-1] + self.chance.expovariate(rate / self.load.turns))
-        thoughts = [[self.chance.expovariate(1 / THINK_S) for _ in range(self.load.turns)] for _ in starts_s]
-        sessions = [self.session() for _ in starts_s]
-
-        async def talk(start_s: float, pauses: list[float], turns: list[list[Message]]) -> None:
-            await asyncio.sleep(began + start_s - time.monotonic())
-            for messages, pause_s in zip(turns, pauses, strict=True):
-                since_s = time.monotonic() - began
-                if since_s > seconds:
-                    return
-                await self.ask(messages, counts=since_s > WARM_UP * seconds)
-                await asyncio.sleep(pause_s)
-
-        await asyncio.gather(*map(talk, starts_s, thoughts, sessions))
+    async def run(self, seconds: float) -> Seen:
+        await asyncio.gather(*[self._chat(user, time.monotonic(), seconds) for user in range(USERS)])
         return self.seen
 
-    async def ask(self, messages: list[Message], *, counts: bool = True) -> None:
+    async def _chat(self, user: int, began: float, seconds: float) -> None:
+        chance = random.Random(f"{self.round} {user}")
+        text = random.Random(f"{self.round} {user} {self.way.name}")
+        while True:
+            for messages in session(self.load, self.systems, chance, text):
+                begins_s = time.monotonic() - began + chance.expovariate(1 / THINK_S)
+                if begins_s > seconds:
+                    return
+                await asyncio.sleep(began + begins_s - time.monotonic())
+                await self.ask(messages, counts=begins_s > WARM_UP * seconds)
+
+    async def ask(self, messages: list[Message], *, counts: bool) -> None:
         body: dict[str, Any] = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": NEW_TOKENS}
         body |= {"ignore_eos": True, "temperature": 0}
         headers = {}

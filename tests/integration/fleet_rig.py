@@ -89,7 +89,11 @@ class FileRegistry:
             raise DataError("not registered by Slipway")
         settings = {**ROLLOUT, **self._change(lambda held: held.get("rollout", {}))}
         recipe = Recipe.model_validate(
-            {"name": name, "dataset": {"generate": {"kind": "support-intents"}}, "base_model": {"init": {}}}
+            {
+                "name": name,
+                "dataset": {"generate": {"kind": "support-intents"}},
+                "base_model": {"init": {"max_position_embeddings": 2048}},
+            }
             | {"rollout": settings}
         )
         artifact = ArtifactRef(uri=f"file:///nowhere/compress/{version}", digest=DIGEST)
