@@ -46,8 +46,8 @@ tiny_llama.write_model(
     Path(sys.argv[1]), hidden_size=256, intermediate_size=768, layers=4, positions=2048, steps=0
 )
 """
-KV_CACHE_MIB = 20
-"""10,240 tokens of this model, in blocks of 128."""
+KV_CACHE_MIB = 16
+"""8,192 tokens of this model, in blocks of 128."""
 SYSTEM_TOKENS, ALONE_TOKENS, USER_TOKENS, ANSWER_TOKENS = 900, 400, 90, 40
 NEW_TOKENS = 24
 USERS, THINK_S = 10, 1.0
