@@ -1,4 +1,4 @@
-"""What people see: Airflow's trigger form and graph, MLflow's page of a version. With a real browser.
+"""What people see: Airflow's trigger form and graph, the page Fleet, MLflow's pages. With a real browser.
 
 Comes after test_release.py, whose first release is looked at; see conftest.py. Screenshots of all pages lie in pytest's
 temporary folder (`--basetemp`), below pages0.
@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from browser import TIMEOUT_MS, Browser
-from playwright.sync_api import Page, expect
-from releases import MODEL, status
+from playwright.sync_api import FrameLocator, Page, expect
+from releases import MODEL, serving, status
 from running_stack import RunningStack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium"), pytest.mark.needs("data"), pytest.mark.timeout(1200)]
 
+ROLLOUT_MS = 240_000
+"""For a rollout, which may have to start replicas."""
 FIELDS = {
     "Recipe": "What to release: the name of a recipe",
     "Training data": "Where the training rows are",
@@ -103,3 +105,51 @@ def test_mlflows_page_of_the_champion_says_what_it_is(stack: RunningStack, brows
     expect(page.get_by_role("heading", name="Scores")).to_be_visible()
     browser.screenshot(page, "registered-version")
     page.close()
+
+
+def test_a_version_is_promoted_and_rolled_back_on_the_page_fleet(stack: RunningStack, browser: Browser) -> None:
+    """From MLflow's page of the model to the page Fleet, to the DAG run that a press began, and back to MLflow."""
+    before = serving(stack)
+    wanted = next(version for version in ("1", "2") if version != before)
+    page = browser.open(f"{stack.mlflow_url}/#/models/{MODEL}")
+    fleet = page.get_by_role("link", name="the page Fleet in Airflow").get_attribute("href")
+    assert fleet is not None
+    page.goto(fleet, wait_until="domcontentloaded")
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_text(f"Version {before} is served.")).to_be_visible()
+
+    press(frame, "Promote…", "Promote", "its answers are better", version=wanted)
+    expect(
+        frame.get_by_role("status").filter(has_text=f"Version {wanted} of {MODEL} is the champion now")
+    ).to_be_visible()
+    expect(frame.get_by_text(f"Version {wanted} is served.")).to_be_visible(timeout=ROLLOUT_MS)
+    newest = frame.locator(".past li").first
+    expect(newest).to_contain_text("promoted")
+    expect(newest).to_contain_text(f"by {stack.credentials.airflow_user}")
+    assert serving(stack) == wanted
+    browser.screenshot(page, "fleet")
+
+    press(frame, "Roll back…", "Roll back", "they are not")
+    expect(frame.get_by_text(f"Version {before} is served.")).to_be_visible()
+    expect(newest).to_contain_text("they are not")
+    assert (serving(stack), status(stack)["champion"]["version"]) == (before, before)
+
+    frame.locator(".past li").nth(1).get_by_role("link", name="DAG run").click()
+    expect(page.get_by_role("link", name="start_canary", exact=True).first).to_be_visible()
+    page.go_back()
+    with page.expect_popup() as opened:
+        frame.get_by_role("heading", name=MODEL).get_by_role("link").click()
+    expect(opened.value.get_by_role("link", name="the page Fleet in Airflow")).to_be_visible()
+    opened.value.close()
+    page.close()
+
+
+def press(frame: FrameLocator, button: str, confirm: str, reason: str, *, version: str | None = None) -> None:
+    """Confirms the dialog, which closes once it is done."""
+    frame.get_by_role("button", name=button).click()
+    dialog = frame.get_by_role("dialog")
+    if version is not None:
+        dialog.get_by_label("Version").select_option(version)
+    dialog.get_by_label("Reason").fill(reason)
+    dialog.get_by_role("button", name=confirm, exact=True).click()
+    expect(dialog).to_have_count(0)
