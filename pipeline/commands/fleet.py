@@ -110,7 +110,7 @@ def rollouts_table(model: ModelView) -> Table:
         table.add_row(
             *(str(rollout.generation), rollout.previous or "-", rollout.version),
             f"[{COLOURS.get(outcome, 'dim')}]{outcome}[/]",
-            *(began, duration(rollout), escape(rollout.reason)),
+            *(began, duration(rollout), escape(rollout.reason or rollout.why)),
         )
     return table
 

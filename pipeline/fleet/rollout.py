@@ -132,12 +132,14 @@ def _allocate(spec: RolloutSpec, fleet: Fleet, champion: str) -> Rollout:
         model = fleet.files.get(spec.name)
         before = running_rollout(model)
         model = superseding(model).changed(shadow=0)
+        by, why = audit.who_made_champion(fleet.layout, spec.name, champion)
         rollout = Rollout(
             generation=model.generation,
             request_id=spec.request_id,
             version=champion,
             previous=model.serving.version if model.serving else None,
-            by=audit.who_made_champion(fleet.layout, spec.name, champion),
+            by=by,
+            why=why,
             started_at=time.time(),
         )
         if before and before.version == champion:

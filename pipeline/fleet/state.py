@@ -166,6 +166,8 @@ class Rollout(Contract):
     reason: str = ""
     by: str = ""
     """Who asked for it; empty if nobody said."""
+    why: str = ""
+    """Why they did; empty if nobody said."""
     capacity: Capacity | None = None
     """How its replicas find a place; None until that is decided."""
     paused: Paused | None = None

@@ -125,7 +125,7 @@ def test_a_version_is_promoted_and_rolled_back_on_the_page_fleet(stack: RunningS
     expect(frame.get_by_text(f"Version {wanted} is served.")).to_be_visible(timeout=ROLLOUT_MS)
     newest = frame.locator(".past li").first
     expect(newest).to_contain_text("promoted")
-    expect(newest).to_contain_text(f"by {stack.credentials.airflow_user}")
+    expect(newest).to_contain_text(f"its answers are better · by {stack.credentials.airflow_user}")
     assert serving(stack) == wanted
     browser.screenshot(page, "fleet")
 

@@ -67,6 +67,8 @@ class RolloutRow(Contract):
     reason: str
     by: str
     """Who asked for it; empty if nobody said."""
+    why: str
+    """Why they did."""
     paused: Paused | None
     comparisons: tuple[Comparison, ...]
     """The last judgement."""
@@ -271,6 +273,7 @@ def _rollout(model: ModelView, found: Rollout, links: Links) -> RolloutRow:
         outcome="superseded" if overtaken else found.outcome,
         reason=found.reason or (f"rollout {found.generation + 1} began" if overtaken else ""),
         by=found.by,
+        why=found.why,
         paused=found.paused,
         comparisons=found.comparisons,
         started_at=found.started_at,

@@ -136,20 +136,22 @@ def test_what_was_served_at_a_moment_is_told_by_the_log(tmp_path: Path) -> None:
 def test_who_moved_the_champion_is_told_by_the_newest_entry_about_it(tmp_path: Path) -> None:
     """An older one, one about another version or model, or a refused one says nothing."""
 
-    def tell(action: str, version: str, model: str = "m") -> None:
-        audit.record(tmp_path, action=action, actor="ada", model=model, version=version)
+    nobody = ("", "")
 
-    assert audit.who_made_champion(tmp_path, "m", "2") == ""
+    def tell(action: str, version: str, model: str = "m") -> None:
+        audit.record(tmp_path, action=action, actor="ada", model=model, version=version, reason="it is better")
+
+    assert audit.who_made_champion(tmp_path, "m", "2") == nobody
     tell("promote", "2")
     tell("promote", "9", model="mm")
-    assert audit.who_made_champion(tmp_path, "m", "2") == "ada"
-    assert audit.who_made_champion(tmp_path, "m", "3") == ""
+    assert audit.who_made_champion(tmp_path, "m", "2") == ("ada", "it is better")
+    assert audit.who_made_champion(tmp_path, "m", "3") == nobody
     tell("refused", "2")
-    assert audit.who_made_champion(tmp_path, "m", "2") == ""
+    assert audit.who_made_champion(tmp_path, "m", "2") == nobody
     tell("rollback", "1")
-    assert audit.who_made_champion(tmp_path, "m", "1") == "ada"
+    assert audit.who_made_champion(tmp_path, "m", "1") == ("ada", "it is better")
     tell("planned", "3")
-    assert audit.who_made_champion(tmp_path, "m", "1") == ""
-    assert audit.who_made_champion(tmp_path, "m", "3") == "ada"
+    assert audit.who_made_champion(tmp_path, "m", "1") == nobody
+    assert audit.who_made_champion(tmp_path, "m", "3") == ("ada", "")
     audit.record(tmp_path, action="planned", actor="unknown", model="m", version="3")
-    assert audit.who_made_champion(tmp_path, "m", "3") == ""
+    assert audit.who_made_champion(tmp_path, "m", "3") == nobody

@@ -185,7 +185,7 @@ function history(rollouts) {
   const list = [h("ul", { class: "past" }, rows.slice(0, SHOWN))];
   if (rows.length > SHOWN) {
     const older = h("ul", { class: "past" }, rows.slice(SHOWN));
-    list.push(h("details", { "data-key": "older" }, h("summary", null, `${rows.length - SHOWN} older ones`), older));
+    list.push(h("details", { "data-key": "older" }, h("summary", null, `${rows.length - SHOWN} older`), older));
   }
   return [h("h3", null, "Rollouts"), rows.length ? list : h("p", { class: "muted" }, "None has ended yet.")].flat();
 }
@@ -200,7 +200,7 @@ const past = (row) =>
     h(
       "div",
       { class: "why" },
-      row.reason || h("span", { class: "muted" }, "no reason was needed"),
+      row.reason || row.why || h("span", { class: "muted" }, "nobody said why"),
       row.by && h("span", { class: "muted" }, ` · by ${row.by}`),
       row.comparisons.length > 0 &&
         h("details", { "data-key": `judged-${row.generation}` }, h("summary", null, "What was compared"), comparisons(row.comparisons)),
