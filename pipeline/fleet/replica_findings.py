@@ -13,11 +13,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
-Outcome = Literal["well", "hung", "busy", "away", "wrong"]
-"""`hung` and `busy`: no answer in time, from a process that does nothing, and from one that works."""
+Outcome = Literal["well", "hung", "busy", "mute", "away", "wrong"]
+"""`hung` and `busy`: no answer in time, from a process that does nothing, and from one that works. `mute`: it answers
+for its health, and gives nobody a token."""
 Kind = Literal["hung", "crashing", "wrong", "slow"]
 
-SILENT: tuple[Outcome, ...] = ("hung", "busy")
+SILENT: tuple[Outcome, ...] = ("hung", "busy", "mute")
 HUNG_LOOKS = 3
 """In a row without an answer, until it is put aside, which does no harm if others are well."""
 KILL_LOOKS = 6
@@ -82,7 +83,8 @@ def finding(history: History, others: list[History], now: float) -> Finding | No
     """What is wrong with it; None if nothing is."""
     looks = history.looks
     if history.silent_looks() >= HUNG_LOOKS:
-        return Finding("hung", f"it has not answered {history.silent_looks()} questions in a row")
+        told = looks[-1].detail or f"it has not answered {history.silent_looks()} questions in a row"
+        return Finding("hung", told)
     if looks and looks[-1].outcome == "wrong":
         return Finding("wrong", looks[-1].detail)
     recent = [look.outcome for look in looks if now - look.at <= CRASH_WINDOW_S]

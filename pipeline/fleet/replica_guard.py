@@ -19,6 +19,7 @@ import httpx
 from pipeline import audit, settings
 from pipeline.errors import SlipwayError, TransientError
 from pipeline.fleet.analysis.access_log import AccessLog
+from pipeline.fleet.autoscaling import scraping
 from pipeline.fleet.doors import replica_door
 from pipeline.fleet.gateway import Gateway
 from pipeline.fleet.probes import Answer, ask
@@ -33,7 +34,9 @@ PROGRAM = "replica-guard"
 EVERY_S = 0.5
 HEALTH_TIMEOUT_S = 1.5
 ASK_EVERY_S = 3.0
-ASK_TIMEOUT_S = 30.0
+ASK_TIMEOUT_S = 300.0
+MUTE_S = 25.0
+"""So long a replica that was asked for a token may give nobody one: longer than a step of an engine takes."""
 THREADS = 32
 ALIVE_FILE = f"{PROGRAM}.alive"
 """Touched after every look."""
@@ -74,6 +77,8 @@ class Guard:
     histories: dict[Key, History] = field(default_factory=dict)
     asked: dict[Key, tuple[float, Future[Answer]]] = field(default_factory=dict)
     """The last question for a token to each, and when it was asked."""
+    tokens: dict[Key, tuple[float | None, float]] = field(default_factory=dict)
+    """How many each had when it was looked at while it owed an answer, and since when."""
 
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.layout)
@@ -101,6 +106,7 @@ class Guard:
         for gone in self.histories.keys() - {target.key for target in targets}:
             del self.histories[gone]
             self.asked.pop(gone, None)
+            self.tokens.pop(gone, None)
         for target, look in zip(targets, self.pool.map(self._look_at, targets), strict=True):
             self.histories.setdefault(target.key, History()).looks.append(self._with_answer(target, look))
         self._read_log({target.replica.address: target.key for target in targets})
@@ -121,7 +127,23 @@ class Guard:
         if said != (deployment.version, str(deployment.generation)):
             detail = f"it answers as version {said[0]} of generation {said[1]}, expected {deployment.version} of"
             return Look(time.monotonic(), "wrong", f"{detail} {deployment.generation}")
-        return Look(time.monotonic(), "well" if answer.status_code == 200 else "away", f"HTTP {answer.status_code}")
+        if answer.status_code != 200:
+            return Look(time.monotonic(), "away", f"HTTP {answer.status_code}")
+        if self._is_mute(target, time.monotonic()):
+            return Look(time.monotonic(), "mute", f"it has given nobody a token for {MUTE_S:g} s, though it was asked")
+        return Look(time.monotonic(), "well")
+
+    def _is_mute(self, target: Target, now: float) -> bool:
+        """Whether it owes an answer and gives nobody a token: what answers for its health is not the engine, which may
+        stand still behind it."""
+        began, pending = self.asked.get(target.key, (now, None))
+        if pending is None or pending.done() or now - began < ASK_EVERY_S:
+            self.tokens.pop(target.key, None)
+            return False
+        count = scraping.tokens(target.replica)
+        known, since = self.tokens.get(target.key, (count, now))
+        self.tokens[target.key] = (count, since if count == known else now)
+        return now - self.tokens[target.key][1] >= MUTE_S
 
     def _with_answer(self, target: Target, look: Look) -> Look:
         """The look, or, where the replica has meanwhile answered with something that is no completion, that."""

@@ -276,7 +276,7 @@ class Load:
         headers = {"authorization": f"Bearer {self.rig.key}"}
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
         url = self.rig.gateway.url
-        with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False, verify=False) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False, verify=False) as client:
             while not self.over.is_set():
                 try:
                     answer = client.post("/v1/chat/completions", json=body)

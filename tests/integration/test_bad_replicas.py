@@ -73,6 +73,21 @@ def test_a_replica_that_stands_still_fails_no_request_and_is_started_anew(rig: R
 
 
 @pytest.mark.drill
+def test_a_replica_whose_engine_stands_still_behind_a_good_health_is_started_anew(rig: Rig) -> None:
+    """What it had taken is tried again on the other one."""
+    bad = replicas(rig)[0]
+    pid = pid_of(rig, bad)
+    with rig.load(clients=4) as load:
+        warm(load)
+        rig.misbehave(bad, delay_s=600.0)
+        away_s = seconds_until(rig, lambda: aside(rig, bad) == "hung")
+        rig.misbehave(bad)
+        back_s = seconds_until(rig, lambda: aside(rig, bad) is None and pid_of(rig, bad) not in (0, pid), 120)
+    print(f"mute: aside after {away_s:.1f} s, back after {back_s:.1f} s more, {load.total} requests")
+    assert load.failures == []
+
+
+@pytest.mark.drill
 def test_a_replica_that_is_only_busy_is_put_aside_and_left_alive(rig: Rig) -> None:
     """For longer than one that does nothing is left alive; what it has begun is not lost."""
     bad = replicas(rig)[1]

@@ -12,6 +12,7 @@ from pipeline.fleet.state import Replica
 
 TIMEOUT_S = 2.0
 RUNNING, WAITING, KV_CACHE = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
+TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 SAMPLE = re.compile(r"^(vllm:\w+)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
 
@@ -60,9 +61,23 @@ def is_busy(replica: Replica) -> bool:
     return load is not None and load[0] > 0
 
 
+def tokens(replica: Replica) -> float | None:
+    """How many it has read and generated since it began, all engines together; None if it does not say."""
+    counts = [value for name, value in SAMPLE.findall(_metrics(replica) or "") if name in TOKENS]
+    try:
+        return sum(map(float, counts)) if counts else None
+    except ValueError:
+        return None
+
+
 def _load(replica: Replica) -> tuple[float, float] | None:
+    text = _metrics(replica)
+    return None if text is None else parse(text)
+
+
+def _metrics(replica: Replica) -> str | None:
     try:
         answer = httpx.get(f"http://{replica.address}/metrics", timeout=TIMEOUT_S, trust_env=False, verify=False)
     except httpx.HTTPError:
         return None
-    return parse(answer.text) if answer.status_code == 200 else None
+    return answer.text if answer.status_code == 200 else None

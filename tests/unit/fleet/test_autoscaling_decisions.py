@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.contracts.rollout import Autoscale, Rollout
+from pipeline.fleet.autoscaling import scraping
 from pipeline.fleet.autoscaling.decisions import Observation, decide, initial_replicas, kept, needed, reason
 from pipeline.fleet.autoscaling.scraping import observe, parse
 from pipeline.fleet.state import Aside, Deployment, Replica
@@ -152,11 +153,27 @@ vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 7.0
 """
 
 
+TOKENS = """vllm:prompt_tokens_total{engine="0",model_name="demo"} 20.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="demo",source="compute"} 20.0
+vllm:generation_tokens_total{engine="0",model_name="demo"} 8.0
+vllm:generation_tokens_total{engine="1",model_name="demo"} 6.0
+"""
+
+
 def test_a_replicas_load_is_read_from_its_gauges() -> None:
     """Of all its engines; half an answer is none."""
     assert parse(METRICS) == (6.0, 0.5)
     assert parse(METRICS.replace("kv_cache_usage_perc", "another")) is None
     assert parse(METRICS.replace("0.25", "broken")) is None
+
+
+@pytest.mark.parametrize(("says", "count"), [(TOKENS, 34.0), (METRICS, None), (None, None)])
+def test_a_replicas_tokens_are_those_of_all_its_engines(
+    says: str | None, count: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read and generated; one that does not say is not taken for one that has none."""
+    monkeypatch.setattr(scraping, "_metrics", lambda replica: says)
+    assert scraping.tokens(Replica(id="r", port=20_001)) == count
 
 
 def test_replicas_that_stand_by_in_another_region_do_none_of_the_work() -> None:

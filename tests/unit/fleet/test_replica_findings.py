@@ -21,11 +21,11 @@ from pipeline.fleet.replica_findings import (
 )
 
 NOW = 1000.0
-LETTERS: dict[str, Outcome] = {"w": "well", "h": "hung", "b": "busy", "a": "away", "x": "wrong"}
+LETTERS: dict[str, Outcome] = {"w": "well", "h": "hung", "b": "busy", "m": "mute", "a": "away", "x": "wrong"}
 
 
 def history(looks: str = "w", latencies_s: tuple[float, ...] = ()) -> History:
-    """One look a second, the last one now; a letter each: well, hung, busy, away, x for wrong."""
+    """One look a second, the last one now; a letter each: well, hung, busy, mute, away, x for wrong."""
     first = NOW - len(looks) + 1
     return History(
         looks=deque(Look(first + index, LETTERS[letter], "it lies") for index, letter in enumerate(looks)),
@@ -40,6 +40,7 @@ def history(looks: str = "w", latencies_s: tuple[float, ...] = ()) -> History:
         ("wwhh", None),
         ("w" + "h" * HUNG_LOOKS, "hung"),
         ("w" + "b" * HUNG_LOOKS, "hung"),
+        ("w" + "m" * HUNG_LOOKS, "hung"),
         ("hhhw", None),
         ("wwx", "wrong"),
         ("xw", None),
@@ -113,6 +114,7 @@ def test_half_of_the_replicas_stay_in_use(num_replicas: int, num_well: int, may:
         ("hhb" * (KILL_BUSY_LOOKS // 3 - 1), False, False),
         ("b" * KILL_BUSY_LOOKS, True, False),
         ("b" * KILL_BUSY_ALONE_LOOKS, True, True),
+        ("m" * KILL_BUSY_LOOKS, True, False),
         ("h" * KILL_LOOKS + "w", False, False),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.fleet.probes import Answer
 from pipeline.fleet.replica_findings import Look
-from pipeline.fleet.replica_guard import Guard, Target, key_of
+from pipeline.fleet.replica_guard import MUTE_S, Guard, Target, key_of
 from pipeline.fleet.replica_processes import LocalProcesses
 from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
 from pipeline.stack.layout import Layout
@@ -55,6 +55,26 @@ def answered(guard: Guard, replica: Replica, answer: Answer) -> None:
     future: Future[Answer] = Future()
     future.set_result(answer)
     guard.asked[key_of(replica)] = (time.monotonic(), future)
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_mute"),
+    [((7, 7, 7), True), ((None, None, None), True), ((7, 7, 8), False), ((7, 8, 8), False)],
+)
+def test_an_engine_that_gives_nobody_a_token_is_mute_however_well_its_health(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch, counts: tuple[float | None, ...], is_mute: bool
+) -> None:
+    """Only where it owes an answer: an engine without work gives no tokens either."""
+    deployment = serving(20_001).deployments[0]
+    target = Target("m", deployment, deployment.replicas[0])
+    said = iter(counts)
+    monkeypatch.setattr("pipeline.fleet.autoscaling.scraping.tokens", lambda replica: next(said))
+    owed: Future[Answer] = Future()
+    guard.asked[target.key] = (0.0, owed)
+    found = [guard._is_mute(target, now) for now in (5.0, 5.0 + MUTE_S / 2, 5.0 + MUTE_S)]
+    assert found == [False, False, is_mute]
+    owed.set_result(Answer(status=200))
+    assert not guard._is_mute(target, 5.0 + 2 * MUTE_S)
 
 
 @pytest.mark.parametrize("port", [20_009, 20_002])
