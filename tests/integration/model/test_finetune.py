@@ -85,6 +85,7 @@ def test_one_node_tokenizes_and_a_later_training_reuses_its_tokens(
     assert len(list((two_nodes.home / "store" / "tokens").iterdir())) == 1
 
 
+@pytest.mark.drill
 def test_pairs_of_answers_train_on_two_nodes(tmp_path: Path) -> None:
     """From preference rows as validate leaves them: the chosen answers become likelier than the rejected ones."""
     pairs = [{**row, "rejected": "no idea at all"} for row in rows()]

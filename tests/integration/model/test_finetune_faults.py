@@ -81,6 +81,7 @@ def test_a_damaged_checkpoint_ends_the_attempt_and_the_others_stay(
     assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
 
 
+@pytest.mark.drill
 def test_the_next_attempt_may_have_another_number_of_nodes(spec: FinetuneSpec, tmp_path: Path) -> None:
     """And another stage of ZeRO: what changes is how the work is divided."""
     with running(TrainingJob(spec, tmp_path / "home", nodes=2)) as job:
