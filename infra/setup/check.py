@@ -92,11 +92,10 @@ STAGES = (
         Suite("serve", "integration", SERVE["integration"]),
     ),
     (
-        # The longest first: the other two follow each other beside it.
-        Suite("control", "e2e", CONTROL["e2e"]),
         Suite("control", "compose", CONTROL["compose"], may_be_left_out=True),
         Suite("control", "containers", CONTROL["containers"], CONTROL["compose"], may_be_left_out=True),
     ),
+    (Suite("control", "e2e", CONTROL["e2e"]),),
 )
 """One after the other; the suites of one stage side by side. What asks how long something takes is alone in its own."""
 
