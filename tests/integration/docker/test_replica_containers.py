@@ -241,7 +241,7 @@ def serve(rig: Rig, replicas: tuple[Replica, ...]) -> None:
     model = ModelFleet(name=MODEL, generation=1, serving=served, weights={1: 100}, deployments=(deployment,))
     with rig.fleet.files.lock():
         rig.fleet.files.write(model)
-        rig.gateway.apply()
+    rig.gateway.apply()
     wait_for("both are well", lambda: list((rig.gateway.healthy() or {}).values()) == [True, True])
 
 
