@@ -6,7 +6,7 @@ import time
 from pipeline.commands import release
 from pipeline.commands.output import console, here
 from pipeline.errors import SlipwayError
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.stack import mlflow_part
 
 BY_HAND = "by hand"

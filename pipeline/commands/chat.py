@@ -14,7 +14,7 @@ from pipeline.commands.status import rolled_out_last
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError, TransientError
 from pipeline.fleet.envoy_routes import CANARY_HEADER
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.stack.layout import Layout
 
 TIMEOUT_S = 120.0

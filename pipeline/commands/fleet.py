@@ -10,7 +10,8 @@ from rich.table import Table
 from pipeline.commands.output import console, here, in_seconds
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.live import FleetView, view_fleet
-from pipeline.fleet.state import ModelView, Rollout, Served, outcome_of, role_of
+from pipeline.fleet.state import Rollout, Served, outcome_of
+from pipeline.fleet.views import ModelView, role_of
 
 SHOWN_ROLLOUTS = 5
 HEALTH = {True: "[green]healthy[/green]", False: "[red]unhealthy[/red]", None: "[dim]not known[/dim]"}

@@ -14,7 +14,7 @@ from pipeline.commands.fit import check_fit
 from pipeline.commands.output import console, here
 from pipeline.contracts.recipe import Recipe
 from pipeline.errors import SlipwayError, SpecError
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.stack.layout import Layout
 
 RELEASE, ROLLOUT = "release", "rollout"

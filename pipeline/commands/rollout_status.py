@@ -16,7 +16,8 @@ from pipeline.contracts.base import Contract
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DONE, SpecError
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.live import Judgement, view_fleet
-from pipeline.fleet.state import ModelView, Rollout, outcome_of, said
+from pipeline.fleet.state import Rollout, outcome_of, said
+from pipeline.fleet.views import ModelView
 from pipeline.stack.layout import Layout
 
 POLL_S = 0.5

@@ -9,7 +9,7 @@ from rich.table import Table
 from pipeline import settings
 from pipeline.commands.output import console, here
 from pipeline.fleet.analysis.live import view_fleet
-from pipeline.fleet.state import ModelView
+from pipeline.fleet.views import ModelView
 from pipeline.stack import loopback, mlflow_part
 from pipeline.stack.layout import Layout
 from pipeline.stack.supervisor import Supervisor

@@ -14,7 +14,7 @@ from pipeline.commands.output import console, in_bytes, in_seconds
 from pipeline.contracts import specs
 from pipeline.contracts.base import ArtifactRef, Contract
 from pipeline.contracts.manifest import Manifest
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.stack.layout import Layout
 
 

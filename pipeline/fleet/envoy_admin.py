@@ -9,7 +9,7 @@ import httpx
 
 from pipeline.contracts.base import Contract
 from pipeline.fleet import envoy_config as config
-from pipeline.fleet.state import address_of, healthy_addresses
+from pipeline.fleet.views import address_of, healthy_addresses
 from pipeline.stack import loopback
 from pipeline.stack.layout import Layout
 

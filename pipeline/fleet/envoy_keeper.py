@@ -32,7 +32,7 @@ from pipeline.fleet.epochs import (
     read_wanted,
     server_info,
 )
-from pipeline.fleet.state import write_atomically
+from pipeline.whole_files import write_atomically
 
 BASE_ID_FILE = "base_id"
 LIVE_TIMEOUT_S = 60.0

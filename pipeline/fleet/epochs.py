@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.contracts.base import Contract, canonical_json, sha256_hex
 from pipeline.errors import TransientError
-from pipeline.fleet.state import write_atomically
+from pipeline.whole_files import write_atomically
 
 WANTED_FILE, STANDING_FILE = "envoy.json", "epoch.json"
 POLL_S = 0.1

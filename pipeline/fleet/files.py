@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pipeline import audit
 from pipeline.fleet.changes import events
-from pipeline.fleet.state import ModelFleet, models_path, read_model, read_models, write_atomically
+from pipeline.fleet.state import ModelFleet, models_path, read_model, read_models
 from pipeline.registry.locks import file_lock
 from pipeline.stack.layout import Layout
+from pipeline.whole_files import write_atomically
 
 
 class FleetFiles:

@@ -22,11 +22,12 @@ from pipeline.fleet.doors import budgets, keys, replica_door, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.envoy_admin import STATS, EnvoyAdmin
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import ModelFleet, made_once, write_atomically
+from pipeline.fleet.state import ModelFleet
 from pipeline.settings import ROOT
 from pipeline.stack import jobs_part
 from pipeline.stack.layout import LOOPBACK, Layout
 from pipeline.stack.supervisor import Program
+from pipeline.whole_files import made_once, write_atomically
 
 CONFIRM_TIMEOUT_S = 15.0
 HOLD_S = 0.5

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pipeline.fleet.analysis.live import FleetView, Judgement
 from pipeline.fleet.envoy_config import Json, cluster_name
 from pipeline.fleet.exposition import Family
-from pipeline.fleet.state import ModelView, Rollout, address_of, outcome_of, role_of
+from pipeline.fleet.state import Rollout, outcome_of
+from pipeline.fleet.views import ModelView, address_of, role_of
 
 HEALTH = {True: "healthy", False: "unhealthy", None: "unknown"}
 OUTCOMES = ("promoted", "failed", "rolled back", "unchanged", "superseded")

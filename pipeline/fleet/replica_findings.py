@@ -63,6 +63,8 @@ class History:
     """Of answers with status 200 that no other replica was asked for before: when (monotonic), and how long."""
     answered_at: float = -math.inf
     """When it was last seen to have answered anybody, beside the looks (monotonic)."""
+    to_end: str = ""
+    """Why its process is to be ended, until somebody has taken that order."""
 
     def silent_looks(self) -> int:
         """The last ones in a row that had no answer."""

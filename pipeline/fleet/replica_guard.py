@@ -184,11 +184,12 @@ class Guard:
                 if found is None and history.well_s(now) >= WELL_S[replica.aside.kind]:
                     self._change(model, replica, None)
             elif found is not None and enough:
+                history.to_end = found.reason if found.kind == "wrong" else ""
                 self._change(model, replica, found)
-                if found.kind == "wrong":
-                    self._end(model, replica, at_once=False, reason=found.reason)
-            if reason := reason_to_kill(history, enough_others=enough):
-                self._end(model, replica, at_once=True, reason=reason)
+            if history.to_end and self._end(model, replica, at_once=False, reason=history.to_end):
+                history.to_end = ""
+            reason = reason_to_kill(history, enough_others=enough)
+            if reason and self._end(model, replica, at_once=True, reason=reason):
                 history.looks.clear()
 
     def _is_well(self, replica: Replica) -> bool:
@@ -215,10 +216,16 @@ class Guard:
         reason = found.reason if found else "it has been well again for a while"
         self._note("replica-aside" if found else "replica-back", now, replica, reason)
 
-    def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> None:
-        self.processes.end(replica.id, at_once=at_once)
+    def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> bool:
+        """Whether whoever keeps its process took the order."""
+        try:
+            self.processes.end(replica.id, at_once=at_once)
+        except TransientError as error:
+            say(f"will try again to end {replica.id}: {error}")
+            return False
         self.asked.pop(key_of(replica), None)
         self._note("replica-restarted", model, replica, reason)
+        return True
 
     def _note(self, action: str, model: ModelFleet, replica: Replica, reason: str) -> None:
         say(f"{action} {replica.id}: {reason}")

@@ -8,10 +8,8 @@ or a step can read. Keys are Ed25519 (RFC 8032).
 
 import base64
 import binascii
-import os
 import re
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from pipeline.contracts.base import sha256_hex
 from pipeline.errors import SpecError
 from pipeline.settings import Settings
 from pipeline.stack.layout import Layout
+from pipeline.whole_files import made_once, write_atomically
 
 SEED_BYTES = 32
 SHORT_CHARS = 16
@@ -73,10 +72,7 @@ def ensure(layout: Layout) -> Ed25519PrivateKey:
     if not path.exists():
         text = new_seed()
         trust(layout, parse_private(text, path).public_key())
-        fresh = _write_fresh(path, text)
-        with suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
+        made_once(path, lambda: text)
     return parse_private(path.read_text(), path)
 
 
@@ -107,7 +103,7 @@ def rotate(layout: Layout) -> Ed25519PrivateKey:
     text = new_seed()
     key = parse_private(text, layout.signing_key_path)
     trust(layout, key.public_key())
-    _write_fresh(layout.signing_key_path, text).replace(layout.signing_key_path)
+    write_atomically(layout.signing_key_path, text)
     return key
 
 
@@ -128,17 +124,6 @@ def parse_private(text: str, source: object) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(base64.urlsafe_b64decode(text.strip()))
     except (ValueError, TypeError, binascii.Error, UnsupportedAlgorithm) as error:
         raise SpecError(f"{source} holds no key; {expected}") from error
-
-
-def _write_fresh(path: Path, text: str) -> Path:
-    """A file beside `path` with `text`, on disk, for the owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return fresh
 
 
 # --- trusted keys ------------------------------------------------------------------------------------------------
@@ -171,7 +156,8 @@ def trust(layout: Layout, key: Ed25519PublicKey, *, again: bool = False) -> str:
     identity = key_id(key)
     path = layout.trusted_keys_path / f"{short(identity)}.pem"
     if not path.exists():
-        _write_fresh(path, public_pem(key)).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, public_pem(key))
     if again:
         _distrusted_path(layout, identity).unlink(missing_ok=True)
     return identity
@@ -198,7 +184,7 @@ def distrust(configured: Settings, beginning: str) -> str:
             " compose `./slipway init --rotate signing_key`"
         )
     marker = _distrusted_path(layout, found[0])
-    _write_fresh(marker, "").replace(marker)
+    write_atomically(marker, "")
     for path in layout.trusted_keys_path.glob("[!.]*.pem"):
         if key_id(parse_public(path.read_text(), path)) == found[0]:
             path.unlink(missing_ok=True)

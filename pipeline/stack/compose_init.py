@@ -9,7 +9,6 @@ other users and docker hands them the file as it is.
 
 import argparse
 import base64
-import os
 import secrets
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SlipwayError, SpecError
+from pipeline.whole_files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOCKET = Path("/var/run/docker.sock")
@@ -95,7 +95,7 @@ def initialise(root: Path, socket: Path = SOCKET) -> list[str]:
     """Makes what is missing in the checkout `root`; says what it did, a line each."""
     said = []
     if not (root / ".env").exists():
-        _write(root / ".env", _environment((root / ".env.example").read_text(), socket), 0o600)
+        write_atomically(root / ".env", _environment((root / ".env.example").read_text(), socket), 0o600)
         said.append("made .env: ports, images and sizes; look through it")
     # Else Docker would make it, as root's.
     (root / "tls").mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def initialise(root: Path, socket: Path = SOCKET) -> list[str]:
     folder.chmod(0o700)
     made = [secret for secret in SECRETS if not (folder / secret.name).exists()]
     for secret in made:
-        _write(folder / secret.name, generate(secret.kind), 0o644)
+        write_atomically(folder / secret.name, generate(secret.kind), 0o644)
     if made:
         said.append(f"made {len(made)} secrets in {folder}: {', '.join(secret.name for secret in made)}")
     return said or ["everything is there already: `docker compose up --wait` starts the stack"]
@@ -130,7 +130,7 @@ def rotate(root: Path, name: str) -> list[str]:
     fresh = generate(secret.kind)
     # Airflow encrypts with the first key and decrypts with any: earlier ones stay, since nobody here can tell whether
     # everything was encrypted anew.
-    _write(path, f"{fresh},{path.read_text()}" if secret.kind == "fernet" else fresh, 0o644)
+    write_atomically(path, f"{fresh},{path.read_text()}" if secret.kind == "fernet" else fresh, 0o644)
     first = secret.first.format(path=path)
     commands = (first, f"docker compose up --detach --force-recreate {' '.join(secret.restart)}", secret.then)
     return [f"made a new {name}; to make it count:", *(f"  {command}" for command in commands if command)]
@@ -164,16 +164,6 @@ def _environment(example: str, socket: Path) -> str:
         name = line.partition("=")[0]
         lines.append(f"{name}={own[name]}" if name in own else line)
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    """Replaces `path` in one move."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    fresh.chmod(mode)
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

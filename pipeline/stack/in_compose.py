@@ -18,12 +18,12 @@ from pathlib import Path
 
 from pipeline import settings as configuration
 from pipeline.errors import SlipwayError, SpecError
-from pipeline.fleet.state import write_atomically
 from pipeline.settings import Settings
 from pipeline.stack import airflow_settings, compose_services, compose_setup, mlflow_part
 from pipeline.stack.airflow_part import PROGRAMS
 from pipeline.stack.airflow_settings import AirflowPlace, Sections
 from pipeline.stack.layout import AIRFLOW_USER, Layout, read_secret
+from pipeline.whole_files import write_atomically
 
 MEMORY = Path("/tmp")
 """A file system in memory, this container's own."""

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from pipeline import settings
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
+from pipeline.whole_files import write_atomically
 
 T = TypeVar("T", bound=Contract)
 
@@ -317,10 +318,7 @@ def read_secret(folder: Path, name: str) -> str:
 
 def write_json(path: Path, value: Contract) -> None:
     """Replaces `path` in one move; only the owner may read it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.touch(mode=0o600)
-    fresh.write_text(json.dumps(value.model_dump(), indent=2) + "\n")
-    fresh.replace(path)
+    write_atomically(path, json.dumps(value.model_dump(), indent=2) + "\n")
 
 
 def _free_ports(names: list[str], *, taken: set[int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ import mmap
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ def find_request(layout: Layout, request_id: str) -> Request:
         raise SpecError(f"{request_id!r} is no request id; expected the value of an answer's header `x-request-id`")
     give_up_at = time.monotonic() + PATIENCE_S
     while True:
-        for path in log_paths(layout):
-            found = next(_records(path, request_id), None)
-            if found is not None:
-                return as_request(found, path)
+        with suppress(FileNotFoundError):  # a log that is being put aside is another one by then
+            for path in log_paths(layout):
+                found = next(_records(path, request_id), None)
+                if found is not None:
+                    return as_request(found, path)
         if time.monotonic() > give_up_at:
             break
         time.sleep(POLL_S)
-    searched = ", ".join(path.name for path in log_paths(layout)) or "there is none yet"
+    searched = ", ".join(sorted(path.name for path in layout.logs_path.glob(LOGS))) or "there is none yet"
     raise SpecError(
         f"no request {request_id} in the gateway's access logs in {layout.logs_path} ({searched}); the id is the header"
         " `x-request-id` of an answer, and old logs are removed"
@@ -45,13 +47,14 @@ def find_request(layout: Layout, request_id: str) -> Request:
 
 def log_paths(layout: Layout) -> list[Path]:
     """Newest first."""
-    found = [path for path in layout.logs_path.glob(LOGS) if path.stat().st_size]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return sorted(layout.logs_path.glob(LOGS), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _records(path: Path, request_id: str) -> Iterator[dict[str, Any]]:
     """The lines about `request_id`, newest first; the log is mapped, since most of it is of other requests."""
     wanted = f'"{request_id}"'.encode()
+    if not path.stat().st_size:  # cannot be mapped
+        return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as log:
         position = log.rfind(wanted)
         while position >= 0:

@@ -31,6 +31,7 @@ import httpx  # noqa: E402
 from fleet_rig import MODEL, Rig  # noqa: E402
 
 from pipeline import settings  # noqa: E402
+from pipeline.artifacts.digests import folder_digest  # noqa: E402
 from pipeline.fleet.envoy_config import Json  # noqa: E402
 from pipeline.fleet.gateway import Gateway  # noqa: E402
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine  # noqa: E402
@@ -149,9 +150,10 @@ def serving(folder: Path) -> Rig:
     rig.fleet.replicas = Replicas(LocalReplicas(rig.supervisor, engine))
     rig.fleet.fetch_bundle = lambda registered: made
     rig.up()
+    rig.registry.give_other_bytes("1", folder_digest(made))
     rig.registry.configure(ready_timeout_s=400.0, kv_cache_mib=KV_CACHE_MIB, max_model_len=2048)
-    results = rig.roll_out("1")
-    assert results[-1].outcome == "done", rig.said
+    rig.roll_out("1")
+    assert rig.state().serving is not None, rig.said
     return rig
 
 

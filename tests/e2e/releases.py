@@ -8,7 +8,7 @@ from typing import Any
 
 from running_stack import RunningStack
 
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 
 MODEL = "banking77"
 LIMIT_S = 900.0

@@ -17,7 +17,7 @@ from clients import VERSION_HEADER, ask, constant_clients
 from releases import MODEL, Rows, release, serving, status, wait_until
 from running_stack import RunningStack
 
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.stack import processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("data"), pytest.mark.timeout(1200)]

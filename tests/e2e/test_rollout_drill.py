@@ -14,7 +14,8 @@ from clients import VERSION_HEADER, ask, constant_clients
 from releases import MODEL, Rows, release, serving, wait_until
 from running_stack import RunningStack
 
-from pipeline.fleet.state import read_fleet, read_models
+from pipeline.fleet.state import read_models
+from pipeline.fleet.views import read_fleet
 from pipeline.registry.models import CHAMPION, SERVING, Registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.drill, pytest.mark.needs("data"), pytest.mark.timeout(1200)]

@@ -12,7 +12,7 @@ from fleet_rig import MODEL, Rig
 
 from pipeline.errors import TransientError
 from pipeline.fleet.gateway import probe_key
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 
 pytestmark = pytest.mark.integration
 

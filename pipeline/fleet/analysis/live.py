@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.comparison import Comparison
-from pipeline.fleet.state import ModelFleet, ModelView, fault, model_paths, read_model, view_models, write_atomically
+from pipeline.fleet.state import ModelFleet, fault, model_paths, read_model
+from pipeline.fleet.views import ModelView, view_models
 from pipeline.stack.layout import Layout
+from pipeline.whole_files import write_atomically
 
 
 class Judgement(Contract):

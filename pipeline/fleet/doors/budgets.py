@@ -18,8 +18,8 @@ from pydantic import Field
 
 from pipeline.contracts.base import Contract
 from pipeline.fleet.doors.keys import KeyRing
-from pipeline.fleet.state import write_atomically
 from pipeline.stack.layout import Layout, read_json
+from pipeline.whole_files import write_atomically
 
 PROMPT, COMPLETION = ("prompt_tokens", "stream_prompt_tokens"), ("completion_tokens", "stream_completion_tokens")
 """Fields of the log: of whole answers, and of streams."""

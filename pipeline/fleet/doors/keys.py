@@ -14,8 +14,8 @@ from pydantic import Field
 
 from pipeline.contracts.base import Contract
 from pipeline.errors import SpecError
-from pipeline.fleet.state import write_atomically
 from pipeline.stack.layout import Layout, read_json
+from pipeline.whole_files import write_atomically
 
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 CLIENT = "client"

@@ -6,8 +6,8 @@ to a replica, over whatever a client sent; a replica is told the digest alone (`
 
 import secrets
 
-from pipeline.fleet.state import made_once
 from pipeline.stack.layout import Layout
+from pipeline.whole_files import made_once
 
 HEADER = "x-slipway-door"
 

@@ -7,7 +7,7 @@ to be told at once what came of it. This module alone may use the fleet's and th
 
 from pipeline.errors import SpecError
 from pipeline.fleet import operations
-from pipeline.fleet.state import read_fleet
+from pipeline.fleet.views import read_fleet
 from pipeline.registry.models import Registry
 from pipeline.registry.promotion import promote_by_hand
 from pipeline.stack.layout import Layout

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from pipeline.contracts.base import Contract
-from pipeline.fleet.state import ModelView, Rollout
+from pipeline.fleet.state import Rollout
+from pipeline.fleet.views import ModelView
 
 Action = Literal["promote", "pause", "resume", "rollback"]
 

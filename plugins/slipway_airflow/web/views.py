@@ -14,7 +14,8 @@ from pipeline import audit
 from pipeline.contracts.base import Contract
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.analysis.live import Damaged, FleetView, Judgement, view_fleet
-from pipeline.fleet.state import Aside, ModelView, Paused, ReplicaView, Rollout, Served, gateway_health
+from pipeline.fleet.state import Aside, Paused, Rollout, Served
+from pipeline.fleet.views import ModelView, ReplicaView, gateway_health
 from slipway_airflow.hooks.champions import Aliases
 from slipway_airflow.web.presses import Action, controls
 

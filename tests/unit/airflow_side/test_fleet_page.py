@@ -9,17 +9,8 @@ from pydantic import ValidationError
 from pipeline import audit
 from pipeline.fleet.analysis.live import judgement_path, write_judgement
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import (
-    Aside,
-    Deployment,
-    ModelFleet,
-    ModelView,
-    Paused,
-    Replica,
-    Rollout,
-    Served,
-    models_path,
-)
+from pipeline.fleet.state import Aside, Deployment, ModelFleet, Paused, Replica, Rollout, Served, models_path
+from pipeline.fleet.views import ModelView
 from slipway_airflow.hooks.champions import Aliases
 from slipway_airflow.web import plugin, views
 from slipway_airflow.web.presses import Press, controls

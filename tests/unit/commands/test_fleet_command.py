@@ -26,9 +26,8 @@ from pipeline.fleet.state import (
     Served,
     models_path,
     outcome_of,
-    read_fleet,
-    role_of,
 )
+from pipeline.fleet.views import read_fleet, role_of
 from tests.judgements import COMPARISON, judgement
 
 

@@ -6,21 +6,16 @@ from typing import Any, cast
 
 from pipeline.fleet.autoscaling.scaling import Scaler
 from pipeline.fleet.starting import _make_place
-from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica, Served
+from pipeline.fleet.state import Aside, Replica
 from pipeline.stack.layout import Layout
+from tests import small_fleet
 
 ASIDE = Aside(kind="slow", reason="slow", since=0.0)
 REPLICAS = tuple(
     Replica(id=f"r-{index}", port=20_000 + index, aside=ASIDE if index == 0 else None) for index in range(3)
 )
-SERVES = Deployment(version="1", generation=1, bundle_digest="1" * 64, replicas=REPLICAS, num_wanted=3)
-MODEL = ModelFleet(
-    name="m",
-    generation=1,
-    serving=Served(version="1", generation=1, deployment=1),
-    weights={1: 100},
-    deployments=(SERVES,),
-)
+MODEL = small_fleet.serving(*REPLICAS)
+SERVES = MODEL.deployments[0]
 
 
 class Leaving:

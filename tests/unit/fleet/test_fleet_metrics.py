@@ -12,7 +12,8 @@ from pipeline.fleet.envoy_config import Json
 from pipeline.fleet.exposition import Family, text_of
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.metrics import families
-from pipeline.fleet.state import MAX_HISTORY, Aside, ModelFleet, ModelView, ReplicaView, Rollout, Served, read_fleet
+from pipeline.fleet.state import MAX_HISTORY, Aside, ModelFleet, Rollout, Served
+from pipeline.fleet.views import ModelView, ReplicaView, read_fleet
 from tests.judgements import judgement
 
 

@@ -14,16 +14,8 @@ from pipeline.errors import SpecError
 from pipeline.fleet.doors import replica_door
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.gateway import probe_key
-from pipeline.fleet.state import (
-    Aside,
-    Deployment,
-    ModelFleet,
-    Replica,
-    Rollout,
-    Served,
-    healthy_addresses,
-    read_fleet,
-)
+from pipeline.fleet.state import Aside, Deployment, ModelFleet, Replica, Rollout, Served
+from pipeline.fleet.views import healthy_addresses, read_fleet
 from pipeline.stack.layout import Layout
 
 DIGEST = "0" * 64

@@ -15,29 +15,21 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.errors import TransientError
 from pipeline.fleet.probes import Answer
 from pipeline.fleet.replica_findings import Look
 from pipeline.fleet.replica_guard import MUTE_S, Guard, Target, key_of
 from pipeline.fleet.replica_processes import LocalProcesses
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
+from pipeline.fleet.state import ModelFleet, Replica
 from pipeline.stack.layout import Layout
+from tests import small_fleet
 
 RUBBISH = Answer(failure="the answer is no chat completion", status=200)
 
 
 def serving(*ports: int) -> ModelFleet:
     """A version whose replicas listen at `ports`."""
-    replicas = tuple(Replica(id=f"replica-m-v1-g1-{index}", port=port) for index, port in enumerate(ports))
-    deployment = Deployment(
-        version="1", generation=1, bundle_digest="0" * 64, replicas=replicas, ready=True, routed=True
-    )
-    return ModelFleet(
-        name="m",
-        generation=1,
-        serving=Served(version="1", generation=1, deployment=1),
-        weights={1: 100},
-        deployments=(deployment,),
-    )
+    return small_fleet.serving(*[Replica(id=f"replica-m-v1-g1-{index}", port=port) for index, port in enumerate(ports)])
 
 
 @pytest.fixture
@@ -122,6 +114,35 @@ def test_an_answer_to_a_client_is_a_sign_of_life(guard: Guard, line: dict[str, A
     guard.look()
     (history,) = guard.histories.values()
     assert (history.answered_at >= before) is counts
+
+
+def test_a_replica_found_wrong_while_nobody_can_end_it_is_ended_later(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however well it looks by then: it has answered with rubbish."""
+    ended: list[tuple[str, bool]] = []
+
+    def end(name: str, *, at_once: bool) -> None:
+        if not can_end:
+            raise TransientError("the agent does not answer")
+        ended.append((name, at_once))
+
+    monkeypatch.setattr(guard.gateway, "apply", lambda: None)
+    monkeypatch.setattr(guard, "processes", SimpleNamespace(end=end))
+    guard.gateway.files.write(serving(20_001, 20_002, 20_003))
+    guard.look()
+    (model,) = guard.gateway.files.all().values()
+    can_end = False
+    answered(guard, model.deployments[0].replicas[0], RUBBISH)
+    guard.look()
+    (model,) = guard.gateway.files.all().values()
+    aside = model.deployments[0].replicas[0].aside
+    assert aside is not None
+    assert aside.kind == "wrong"
+    can_end = True
+    guard.look()
+    guard.look()
+    assert ended == [("replica-m-v1-g1-0", False)]
 
 
 @pytest.fixture

@@ -11,20 +11,13 @@ from pipeline.errors import ReplicaFailed
 from pipeline.fleet import starting
 from pipeline.fleet.autoscaling.scaling import Scaler
 from pipeline.fleet.capacity import Memory
-from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
+from pipeline.fleet.state import Deployment, Replica
 from pipeline.stack.layout import Layout
+from tests import small_fleet
 
 GB = 10**9
-SERVES = Deployment(
-    version="1", generation=1, bundle_digest="1" * 64, replicas=(Replica(id="r-0", port=20_000),), num_wanted=1
-)
-MODEL = ModelFleet(
-    name="m",
-    generation=1,
-    serving=Served(version="1", generation=1, deployment=1),
-    weights={1: 100},
-    deployments=(SERVES,),
-)
+MODEL = small_fleet.serving(Replica(id="r-0", port=20_000))
+SERVES = MODEL.deployments[0]
 
 
 def grown(
