@@ -8,6 +8,7 @@ from pipeline.contracts.base import Contract
 from pipeline.contracts.finetune import Fraction, PositiveInt
 
 OnUndecided = Literal["promote", "roll_back", "by_figures"]
+Routing = Literal["fewest_requests", "prefix"]
 
 
 class Shadow(Contract):
@@ -81,6 +82,9 @@ class Rollout(Contract):
     """The replaced version's replicas stay up this long, so that rolling back is a weight change."""
     max_model_len: PositiveInt = 256
     kv_cache_mib: PositiveInt = 128
+    routing: Routing = "fewest_requests"
+    """fewest_requests: a request goes to the replica that has fewer open. prefix: requests that begin alike go to the
+    same replica, until it has a quarter more than its share."""
     autoscale: Autoscale | None = None
     """Lets the number of replicas follow the load; None: `replicas`, always."""
 

@@ -7,6 +7,7 @@ endpoints change only when its fallback does. Field names are those of Envoy's v
 
 from typing import Any
 
+from pipeline.fleet import prefix_routing
 from pipeline.fleet.doors import filters as doors
 from pipeline.fleet.doors import tls
 from pipeline.fleet.state import Deployment, ModelFleet, Replica
@@ -106,6 +107,7 @@ def http_filters() -> list[Json]:
             "json_to_metadata.v3.JsonToMetadata",
             request_rules={"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": ANY_TYPE},
         ),
+        prefix_routing.http_filter(),
         _filter("envoy.filters.http.sse_to_metadata", "sse_to_metadata.v3.SseToMetadata", response_rules=token_rules()),
         _filter("envoy.filters.http.router", "router.v3.Router"),
     ]
@@ -221,7 +223,7 @@ def extension(name: str, kind: str, **fields: Any) -> Json:
 # --- clusters and endpoints --------------------------------------------------------------------------------------
 
 
-def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool) -> Json:
+def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool, by_prefix: bool = False) -> Json:
     """The replicas of one deployment, watched actively (`/health`) and passively (outliers)."""
     name = cluster_name(model, generation)
     return {
@@ -230,7 +232,7 @@ def cluster(model: str, generation: int, eds_path: str, *, has_fallback: bool) -
         "alt_stat_name": stat_name(model, generation),
         "type": "EDS",
         "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
+        **(prefix_routing.balancing() if by_prefix else {"lb_policy": "LEAST_REQUEST"}),
         "eds_cluster_config": {"eds_config": watched(f"{eds_path}/{name}.json", eds_path)},
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
         "ignore_health_on_host_removal": True,

@@ -7,6 +7,7 @@ between its deployments by weight. Moving traffic changes nothing but this table
 import json
 import re
 
+from pipeline.fleet import prefix_routing
 from pipeline.fleet.doors import filters as doors
 from pipeline.fleet.doors import replica_door
 from pipeline.fleet.doors.clients import Client
@@ -110,12 +111,12 @@ def completion_routes(path: str, serving: dict[str, ModelFleet], choosers: tuple
 
 def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROBE_CLIENT,)) -> list[Json]:
     """A forced route to each side for clients that may choose, and the weighted one for everybody."""
-    routes = []
+    routes, looks = [], prefix_routing.route_metadata() if by_prefix(model) else {}
     for word, side in (("always", model.canary), ("never", model.serving)):
         if side is not None:
             headers = [_one_of(doors.CLIENT_HEADER, choosers), _header(CANARY_HEADER, word)]
             action = {"cluster": cluster_name(model.name, side.deployment), **_route_action(model)}
-            routes.append({"match": _with_model(path, model.name, headers), "route": action})
+            routes.append({"match": _with_model(path, model.name, headers), "route": action, **looks})
     clusters = [
         {"name": cluster_name(model.name, generation), "weight": weight}
         for generation, weight in sorted(model.weights.items())
@@ -127,7 +128,11 @@ def model_routes(path: str, model: ModelFleet, choosers: tuple[str, ...] = (PROB
         **_route_action(model),
         **_mirror(model),
     }
-    return [*routes, {"match": _with_model(path, model.name), "route": action}]
+    return [*routes, {"match": _with_model(path, model.name), "route": action, **looks}]
+
+
+def by_prefix(model: ModelFleet) -> bool:
+    return any(deployment.routed and deployment.routing == "prefix" for deployment in model.deployments)
 
 
 def _mirror(model: ModelFleet) -> Json:

@@ -242,6 +242,7 @@ class Gateway(EnvoyAdmin):
                 deployment.generation,
                 str(self.eds_path),
                 has_fallback=config.fallback_of(model, deployment) is not None,
+                by_prefix=deployment.routing == "prefix",
             )
             for model in models.values()
             for deployment in model.deployments

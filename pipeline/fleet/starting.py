@@ -57,6 +57,7 @@ def start(fleet: Fleet, registered: RegisteredVersion, bundle_path: Path, *, gen
             replicas=(),
             num_wanted=wanted,
             autoscale=settings.autoscale,
+            routing=settings.routing,
         )
         return model.with_rollout(rollout).with_deployment(empty)
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.audit.entries import Event
 from pipeline.contracts.base import Contract
-from pipeline.contracts.rollout import Autoscale
+from pipeline.contracts.rollout import Autoscale, Routing
 from pipeline.errors import SpecError
 from pipeline.fleet.analysis.comparison import Comparison
 from pipeline.fleet.capacity import Capacity
@@ -71,6 +71,8 @@ class Deployment(Contract):
     """The gateway knows it."""
     autoscale: Autoscale | None = None
     """Its recipe's: within which bounds its replicas follow the load."""
+    routing: Routing = "fewest_requests"
+    """Its recipe's: which of its replicas a request goes to."""
 
     @property
     def serving(self) -> tuple[Replica, ...]:

@@ -26,6 +26,7 @@ FORGED = (
     CLIENT_HEADER,
     DIGEST_HEADER,
     "x-slipway-model",
+    "x-slipway-prefix",
     "x-slipway-version",
     "x-slipway-generation",
     "forwarded",
