@@ -6,7 +6,13 @@ from pipeline.fleet.state import Deployment, ModelFleet, Replica, Served
 def serving(*replicas: Replica) -> ModelFleet:
     """Version 1 on `replicas`, with all the traffic."""
     held = Deployment(
-        version="1", generation=1, bundle_digest="1" * 64, replicas=replicas, num_wanted=len(replicas), routed=True
+        version="1",
+        generation=1,
+        bundle_digest="1" * 64,
+        replicas=replicas,
+        num_wanted=len(replicas),
+        ready=True,
+        routed=True,
     )
     return ModelFleet(
         name="m",

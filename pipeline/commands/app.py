@@ -222,7 +222,7 @@ def promote(
 ) -> None:
     """Make a version the champion; the fleet follows by itself.
 
-    Example: `slipway promote demo 3 --reason "answers the new questions"`
+    Example: `slipway promote support-intents 3 --reason "answers the new questions"`
     """
     from pipeline.commands import champion
 
@@ -233,7 +233,7 @@ def promote(
 def rollback(name: Annotated[str, typer.Argument(help="The registered model.")], reason: Reason = "by hand") -> None:
     """Go back to the version that served before. At once while its replicas are warm.
 
-    Example: `slipway rollback demo`
+    Example: `slipway rollback support-intents`
     """
     from pipeline.commands import champion
 
@@ -253,7 +253,7 @@ def audit(
     With `--verify`, exit code 65 if an entry was altered, removed or moved: the first such one is named. The log's own
     chain is checked, and the digests of it that MLflow keeps at each version that was promoted.
 
-    Example: `slipway audit demo --action promoted`
+    Example: `slipway audit support-intents --action promoted`
     """
     from pipeline.commands import audit as command
 
@@ -294,10 +294,11 @@ def chat(
 ) -> None:
     """Talk to a served model through the gateway. After each answer: which version gave it, and the request's id.
 
-    Example: `slipway chat demo --message "where is my parcel?"`
+    Example: `slipway chat support-intents --message "where is my parcel?"`
 
     The canary, whatever its share of the traffic, answers a client that may choose:
-    `slipway keys create tester --may-choose > tester.key`, then `slipway chat demo --canary --key-file tester.key`
+    `slipway keys create tester --may-choose > tester.key`, then
+    `slipway chat support-intents --canary --key-file tester.key`
     """
     from pipeline.commands import chat as command
 

@@ -12,7 +12,7 @@ from pipeline.audit.log import log_path
 from pipeline.commands.output import console, here
 from pipeline.errors import IntegrityError, TransientError
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import read_models
+from pipeline.fleet.state import model_paths
 from pipeline.stack import mlflow_part
 from pipeline.stack.layout import Layout
 
@@ -86,6 +86,6 @@ def _kept_elsewhere(layout: Layout, found: audit.Verification) -> list[audit.Anc
 
     try:
         registry = Registry(mlflow_part.tracking_uri(layout), layout.home_path)
-        return anchors(registry, read_models(layout.home_path))
+        return anchors(registry, {path.stem for path in model_paths(layout.home_path)})
     except TransientError as error:
         raise TransientError(f"{found.reason}, but what MLflow keeps of it could not be compared: {error}") from error

@@ -8,6 +8,7 @@ from pipeline.commands.output import console, here
 from pipeline.errors import SlipwayError
 from pipeline.fleet.views import read_fleet
 from pipeline.stack import mlflow_part
+from pipeline.stack.layout import Layout
 
 BY_HAND = "by hand"
 """Why, where a person gives no reason."""
@@ -37,11 +38,15 @@ def promote(name: str, version: str, *, wait: bool, reason: str = BY_HAND) -> No
         release.roll_out_again(layout, api, (name, version), wait=wait)
     if not wait:
         return
+    _check_served(layout, name, version)
+    console.print(f"{name} version {version} serves.")
+
+
+def _check_served(layout: Layout, name: str, version: str) -> None:
     serving = read_fleet(layout.home_path)[name].serving
     if serving is None or serving.version != version:
         served = f"version {serving.version} serves" if serving else "nothing serves"
         raise SlipwayError(f"{name} version {version} was not rolled out, {served}: see `./slipway logs shift`")
-    console.print(f"{name} version {version} serves.")
 
 
 def rollback(name: str, *, reason: str = BY_HAND) -> None:
@@ -54,3 +59,4 @@ def rollback(name: str, *, reason: str = BY_HAND) -> None:
     console.print(f"{name} version {done.version} is the champion again: {done.reason}", soft_wrap=True)
     if not done.immediate:
         release.follow_rollout(layout, release.connect(layout), (name, done.version), since=began)
+        _check_served(layout, name, done.version)

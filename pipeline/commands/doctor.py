@@ -6,7 +6,9 @@ import platform
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ import psutil
 from pipeline.commands.output import console, here, local_only
 from pipeline.contracts.base import Contract
 from pipeline.errors import SlipwayError, SpecError
-from pipeline.fleet import exporter
+from pipeline.fleet import alive, exporter
 from pipeline.settings import ROOT, Settings
 from pipeline.stack import airflow_part, bring_up, jobs_part, loopback, mlflow_part, postgres_part, processes
 from pipeline.stack.layout import Layout
@@ -122,6 +124,7 @@ def stack(layout: Layout) -> list[Finding]:
         "airflow": lambda: not airflow_part.unhealthy(layout, Supervisor(layout.home_path)),
         "gateway": lambda: loopback.answers(admin),
         "metrics": lambda: loopback.answers(exporter.url(layout)),
+        **{name: partial(_is_alive, layout, name) for name in alive.FILES},
     }
     return [
         Finding(
@@ -132,6 +135,10 @@ def stack(layout: Layout) -> list[Finding]:
         )
         for name, check in checks.items()
     ]
+
+
+def _is_alive(layout: Layout, program: str) -> bool:
+    return time.time() - alive.last_seen(layout.fleet_path).get(program, 0.0) < alive.MAX_SILENCE_S
 
 
 def _environment(path: Path, name: str) -> Finding:

@@ -72,6 +72,7 @@ def bring(layout: Layout) -> None:
 
     Raises:
         TransientError: it did not take it; the ring stays changed, and counts as soon as the gateway starts.
+        SpecError: a file of the fleet is damaged; the ring stays changed, and counts once that is mended.
     """
     gateway = Gateway(layout)
     try:
@@ -79,6 +80,10 @@ def bring(layout: Layout) -> None:
     except TransientError as error:
         raise TransientError(
             f"the change is kept, but the gateway goes by the keys before until it runs again (`slipway up`): {error}"
+        ) from error
+    except SpecError as error:
+        raise SpecError(
+            f"the change is kept, but the gateway goes by the keys before until this is mended: {error}"
         ) from error
 
 

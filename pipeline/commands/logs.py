@@ -34,16 +34,17 @@ def find(layout: Layout, what: str) -> tuple[Path, int]:
     job = jobs.job_of_step(layout, what)
     if job:
         return job.path, job.offset
-    path = layout.log_path(what)
-    if path.is_file():
-        return path, max(0, path.stat().st_size - PROGRAM_TAIL_BYTES)
+    for path in (layout.log_path(what), layout.logs_path / f"{what}.jsonl"):
+        if path.is_file():
+            return path, max(0, path.stat().st_size - PROGRAM_TAIL_BYTES)
     raise SpecError(f"no log of {what!r}. There are: {', '.join(known(layout)) or 'none yet'}")
 
 
 def known(layout: Layout) -> list[str]:
     """Every step and program that has a log."""
     steps = {job.labels["task_id"] for job in jobs.find_jobs(layout) if "task_id" in job.labels}
-    return sorted(steps) + sorted(path.stem for path in layout.logs_path.glob("*.log"))
+    programs = {path.stem for kind in ("*.log", "*.jsonl") for path in layout.logs_path.glob(kind)}
+    return sorted(steps) + sorted(programs)
 
 
 def _print_from(path: Path, offset: int) -> int:

@@ -20,7 +20,7 @@ def status(
     Exit code 0: promoted, or nothing to do; without `--watch`, also: still running. 65: failed or rolled back.
     64: there is no such model, or it was never rolled out.
 
-    Example: `slipway rollout status demo --watch`
+    Example: `slipway rollout status support-intents --watch`
     """
     from pipeline.commands import rollout_status as command
 
@@ -37,7 +37,7 @@ def pause(
     The weights stay, and the watch goes on: a canary that is found worse is taken back all the same. Exit code 64:
     no rollout runs, it has passed its last step, or it is paused already.
 
-    Example: `slipway rollout pause demo --reason "a customer complains"`
+    Example: `slipway rollout pause support-intents --reason "a customer complains"`
     """
     from pipeline.commands import rollout_controls
 
@@ -53,7 +53,7 @@ def resume(
 
     Exit code 64: no rollout runs, or it is not paused.
 
-    Example: `slipway rollout resume demo`
+    Example: `slipway rollout resume support-intents`
     """
     from pipeline.commands import rollout_controls
 

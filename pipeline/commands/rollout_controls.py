@@ -4,7 +4,7 @@ import getpass
 
 from pipeline.commands.output import console, here
 from pipeline.fleet import operations
-from pipeline.fleet.state import read_models
+from pipeline.fleet.files import FleetFiles
 
 
 def pause(name: str, reason: str) -> None:
@@ -15,7 +15,7 @@ def pause(name: str, reason: str) -> None:
     """
     layout, _ = here()
     rollout = operations.pause(layout, name, by=getpass.getuser(), reason=reason)
-    model = read_models(layout.home_path)[name]
+    model = FleetFiles(layout.home_path).get(name)
     weight = model.weights.get(model.canary.deployment, 0) if model.canary else 0
     console.print(
         f"The rollout of {name} version {rollout.version} is paused with {weight} % of the traffic."

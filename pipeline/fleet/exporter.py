@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pipeline import json_lines, settings
 from pipeline.errors import SlipwayError
+from pipeline.fleet import alive
 from pipeline.fleet.analysis.live import FleetView, view_fleet
 from pipeline.fleet.exposition import CONTENT_TYPE, Family, text_of
 from pipeline.fleet.metrics import families
@@ -51,9 +52,12 @@ def figures(layout: Layout) -> tuple[FleetView, str]:
     clusters = loopback.read_json(f"{layout.ports().url('gateway_admin')}/clusters", {"format": "json"})
     fleet = view_fleet(layout.home_path)
     found = families(fleet, clusters)
+    seen = Family("slipway_program_seen_timestamp_seconds", "gauge", "When a keeper was seen last.")
+    for name, moment in alive.last_seen(layout.fleet_path).items():
+        seen.add(moment, program=name)
     took = Family("slipway_exporter_duration_seconds", "gauge", "How long collecting all of this took.")
     took.add(time.monotonic() - began)
-    return fleet, text_of([*found, took])
+    return fleet, text_of([*found, seen, took])
 
 
 class Handler(BaseHTTPRequestHandler):

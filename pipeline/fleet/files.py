@@ -5,12 +5,13 @@ lock is given back. Who is killed in between leaves it to the next one who takes
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline import audit
+from pipeline.errors import SpecError
 from pipeline.fleet.changes import events
-from pipeline.fleet.state import ModelFleet, models_path, read_model, read_models
+from pipeline.fleet.state import ModelFleet, model_paths, models_path, read_model
 from pipeline.registry.locks import file_lock
 from pipeline.stack.layout import Layout
 from pipeline.whole_files import write_atomically
@@ -36,9 +37,6 @@ class FleetFiles:
                     self._record(name)
                 self._touched.clear()
 
-    def all(self) -> dict[str, ModelFleet]:
-        return read_models(self.home_path)
-
     def get(self, name: str) -> ModelFleet:
         """The state of `name`; an empty one if nothing has been rolled out yet."""
         path = self.folder / f"{name}.json"
@@ -62,8 +60,9 @@ class FleetFiles:
 
     def record_all(self) -> None:
         """Brings to the audit log what somebody who was killed left to it. Needs no lock and is harmless to repeat."""
-        for name in self.all():
-            self._record(name)
+        for path in model_paths(self.home_path):
+            with suppress(SpecError):  # a damaged file is said where it is needed; the log is there without it
+                self._record(path.stem)
 
     def _record(self, name: str) -> None:
         audit.record_events(self.home_path, name, lambda: self.get(name).unrecorded)

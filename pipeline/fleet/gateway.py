@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.contracts.base import canonical_json, sha256_hex
-from pipeline.errors import TransientError
+from pipeline.errors import SpecError, TransientError
 from pipeline.fleet import envoy_config as config
 from pipeline.fleet import envoy_routes as routes
 from pipeline.fleet import epochs, mlflow_listener, targets
@@ -22,7 +22,7 @@ from pipeline.fleet.doors import budgets, keys, replica_door, tls
 from pipeline.fleet.doors.clients import Client, clients_of
 from pipeline.fleet.envoy_admin import STATS, EnvoyAdmin
 from pipeline.fleet.files import FleetFiles
-from pipeline.fleet.state import ModelFleet
+from pipeline.fleet.state import ModelFleet, model_paths, read_model
 from pipeline.settings import ROOT
 from pipeline.stack import jobs_part
 from pipeline.stack.layout import LOOPBACK, Layout
@@ -37,6 +37,7 @@ POLL_S = 0.02
 MAX_ACCESS_LOG_BYTES = 64 << 20
 REOPEN_TIMEOUT_S = 1.0
 PROGRAM = "gateway"
+BROUGHT_FOLDER = "brought"
 LOG_FORMAT = '{"ts":"%Y-%m-%dT%T.%e%z","level":"%l","logger":"envoy.%n","message":"%j"}'
 """Of Envoy's own log, one JSON object a line; the access log is another file."""
 
@@ -49,7 +50,7 @@ def program(layout: Layout) -> Program:
     gateway = Gateway(layout)
     with gateway.files.lock():
         gateway.write_bootstrap()
-        gateway.write(gateway.files.all())
+        gateway.write(gateway.models())
         bootstrap = (gateway.folder / "bootstrap.json").read_bytes()
         epochs.write_wanted(gateway.folder, envoy_command(gateway.folder), bootstrap)
     return Program(
@@ -136,6 +137,24 @@ class Gateway(EnvoyAdmin):
     def access_log_path(self) -> Path:
         return self.layout.logs_path / "gateway-access.jsonl"
 
+    def models(self) -> dict[str, ModelFleet]:
+        """Every model by name. One whose file is damaged is as the gateway was brought to it last: it goes on, and what
+        is done to others, or to keys, does not wait for it.
+
+        Raises:
+            SpecError: a file is damaged, and the gateway was never brought to it.
+        """
+        found = {}
+        for path in model_paths(self.files.home_path):
+            try:
+                found[path.stem] = read_model(path)
+            except SpecError:
+                kept = self.folder / BROUGHT_FOLDER / path.name
+                if not kept.exists():
+                    raise
+                found[path.stem] = read_model(kept)
+        return found
+
     # --- writing -------------------------------------------------------------------------------------------------
 
     def write_bootstrap(self) -> None:
@@ -196,7 +215,7 @@ class Gateway(EnvoyAdmin):
         """An Envoy that is away reads the files when it begins: they say what should be by then."""
         with self.files.lock():
             if self.taken("cds") is None:
-                self.write(self.files.all())
+                self.write(self.models())
         raise TransientError(
             f"the gateway has not taken its configuration after {CONFIRM_TIMEOUT_S:g} s: {why}; see"
             f" {self.layout.log_path(PROGRAM)}"
@@ -210,7 +229,7 @@ class Gateway(EnvoyAdmin):
             NotTaken: Envoy has to be waited for.
             TransientError: it refused something.
         """
-        models = self.files.all()
+        models = self.models()
         self._write_targets(models)
         wanted = self._clusters(models)
         names = {cluster["name"] for cluster in wanted}
@@ -223,6 +242,17 @@ class Gateway(EnvoyAdmin):
         for path in self.eds_path.glob("[!.]*.json"):
             if path.stem not in names:
                 path.unlink()
+        self._keep(models)
+
+    def _keep(self, models: dict[str, ModelFleet]) -> None:
+        """What Envoy was brought to, for `models`. A model's past is not of it."""
+        folder = self.folder / BROUGHT_FOLDER
+        folder.mkdir(exist_ok=True)
+        for model in models.values():
+            path = folder / f"{model.name}.json"
+            now = model.model_copy(update={"history": (), "forgotten": {}, "unrecorded": ()}).model_dump_json(indent=1)
+            if not path.exists() or path.read_text() != now:
+                write_atomically(path, now)
 
     def _routes(self, models: dict[str, ModelFleet]) -> config.Json:
         return routes.route_table(models, self.clients(), replica_door.secret(self.layout))

@@ -18,6 +18,7 @@ import httpx
 
 from pipeline import audit, settings
 from pipeline.errors import SlipwayError, TransientError
+from pipeline.fleet import alive
 from pipeline.fleet.analysis.access_log import AccessLog
 from pipeline.fleet.autoscaling import scraping
 from pipeline.fleet.doors import replica_door
@@ -38,7 +39,6 @@ ASK_TIMEOUT_S = 300.0
 MUTE_S = 25.0
 """So long a replica that was asked for a token may give nobody one: longer than a step of an engine takes."""
 THREADS = 32
-ALIVE_FILE = f"{PROGRAM}.alive"
 """Touched after every look."""
 
 Key = tuple[str, str]
@@ -93,14 +93,14 @@ class Guard:
         while True:
             try:
                 self.look()
-            except TransientError as error:
+            except SlipwayError as error:
                 say(f"will try again: {error}")
-            (self.layout.fleet_path / ALIVE_FILE).touch()
+            alive.touch(self.layout.fleet_path, PROGRAM)
             time.sleep(EVERY_S)
 
     def look(self) -> None:
         """Asks every replica once, and does what follows from it."""
-        models = self.gateway.files.all().values()
+        models = self.gateway.models().values()
         serving = [(model, found) for model in models if (found := serving_deployment(model))]
         targets = [Target(model.name, found, replica) for model, found in serving for replica in found.serving]
         for gone in self.histories.keys() - {target.key for target in targets}:
@@ -111,7 +111,10 @@ class Guard:
             self.histories.setdefault(target.key, History()).looks.append(self._with_answer(target, look))
         self._read_log({target.replica.address: target.key for target in targets})
         for model, found in serving:
-            self._judge(model, found)
+            try:
+                self._judge(model, found)
+            except SlipwayError as error:
+                say(f"{model.name}: will try again: {error}")
 
     def _look_at(self, target: Target) -> Look:
         """Its health, and as what it answers."""
@@ -210,11 +213,11 @@ class Guard:
             changed = known.model_copy(update={"aside": aside})
             replicas = tuple(changed if kept.id == replica.id else kept for kept in deployment.replicas)
             self.gateway.files.write(now.with_deployment(deployment.model_copy(update={"replicas": replicas})))
-        self.gateway.apply()
         if found and found.kind == "slow":
             self.histories[key_of(replica)].latencies_s.clear()
         reason = found.reason if found else "it has been well again for a while"
         self._note("replica-aside" if found else "replica-back", now, replica, reason)
+        self.gateway.apply()
 
     def _end(self, model: ModelFleet, replica: Replica, *, at_once: bool, reason: str) -> bool:
         """Whether whoever keeps its process took the order."""

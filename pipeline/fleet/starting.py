@@ -190,7 +190,7 @@ def _with_starting(fleet: Fleet, source: Source, wanted: int, at_most: int, mode
     count = min(at_most, wanted - len(deployment.serving))
     if count <= 0 or any(replica.use == "starting" for replica in deployment.replicas):
         return model
-    others = [found for found in fleet.files.all().values() if found.name != model.name]
+    others = [found for found in fleet.gateway.models().values() if found.name != model.name]
     taken = {replica.address for found in (*others, model) for kept in found.deployments for replica in kept.replicas}
     known = {replica.id for replica in deployment.replicas}
     version = source.registered.version

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -119,11 +120,18 @@ class Stack:
 
         say(GATEWAY, "starting")
         self._put(gateway.program(self.layout))
-        self._put(replica_guard.program(self.layout))
         self._wait(GATEWAY, lambda: epochs.runs_as_wanted(self.layout.gateway_path))
-        self._put(keeper.program(self.layout))
-        self._put(autoscaler_part.program(self.layout, self.settings))
         say(GATEWAY, "ready")
+        keepers = (
+            replica_guard.program(self.layout),
+            keeper.program(self.layout),
+            autoscaler_part.program(self.layout, self.settings),
+        )
+        for program in keepers:
+            self._put(program)
+        for program in keepers:
+            self._wait(program.name, partial(self._runs, program.name))
+            say(program.name, "ready")
         self._put(exporter.program(self.layout))
         self._wait(exporter.NAME, lambda: loopback.answers(exporter.url(self.layout)))
         say(exporter.NAME, "ready")
@@ -155,6 +163,10 @@ class Stack:
 
         self._wait(lambda: left[0], settled)
         say("airflow", "ready")
+
+    def _runs(self, name: str) -> bool:
+        state = self.supervisor.state(name)
+        return state is not None and state.state == "RUNNING"
 
     def _put(self, program: Program) -> None:
         self.supervisor.put(program)

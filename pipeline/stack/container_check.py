@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.fleet import alive
+
 TIMEOUT_S = 4.0
 HEALTH = "/api/v2/monitor/health"
 OWN = {
@@ -25,13 +27,7 @@ OWN = {
     "metrics": "http://metrics:9905/metrics",
 }
 """Service to what it answers itself."""
-ALIVE = {
-    "autoscaler": Path("/var/lib/slipway/fleet/autoscaler/alive"),
-    "doors": Path("/var/lib/slipway/fleet/doors/alive"),
-    "replica-guard": Path("/var/lib/slipway/fleet/replica-guard.alive"),
-}
-"""Service to the file that it touches every few seconds; the autoscaler is silent while a replica drains."""
-MAX_SILENCE_S = 120.0
+FLEET = Path("/var/lib/slipway/fleet")
 HEARTBEATS = {
     "airflow-scheduler": "scheduler",
     "airflow-dag-processor": "dag_processor",
@@ -52,8 +48,8 @@ def main() -> int:
 
 
 def _problem(service: str) -> str:
-    if service in ALIVE:
-        return judge_touch(ALIVE[service].stat().st_mtime, _container_started())
+    if service in alive.FILES:
+        return judge_touch((FLEET / alive.FILES[service]).stat().st_mtime, _container_started())
     return _of_heartbeat(HEARTBEATS[service]) if service in HEARTBEATS else _of_answer(OWN[service])
 
 
@@ -62,7 +58,7 @@ def judge_touch(touched: float, since: float) -> str:
     if touched < since:
         return "it has done nothing since its container began"
     silent_s = time.time() - touched
-    return f"it has done nothing for {silent_s:.0f} s" if silent_s > MAX_SILENCE_S else ""
+    return f"it has done nothing for {silent_s:.0f} s" if silent_s > alive.MAX_SILENCE_S else ""
 
 
 def judge_heartbeat(report: dict[str, Any], since: float) -> str:

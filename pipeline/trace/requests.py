@@ -29,16 +29,18 @@ def find_request(layout: Layout, request_id: str) -> Request:
     if not REQUEST_ID.fullmatch(request_id):
         raise SpecError(f"{request_id!r} is no request id; expected the value of an answer's header `x-request-id`")
     give_up_at = time.monotonic() + PATIENCE_S
+    paths: list[Path] = []
     while True:
         with suppress(FileNotFoundError):  # a log that is being put aside is another one by then
-            for path in log_paths(layout):
+            paths = log_paths(layout)
+            for path in paths:
                 found = next(_records(path, request_id), None)
                 if found is not None:
                     return as_request(found, path)
         if time.monotonic() > give_up_at:
             break
         time.sleep(POLL_S)
-    searched = ", ".join(sorted(path.name for path in layout.logs_path.glob(LOGS))) or "there is none yet"
+    searched = ", ".join(path.name for path in paths) or "there is none yet"
     raise SpecError(
         f"no request {request_id} in the gateway's access logs in {layout.logs_path} ({searched}); the id is the header"
         " `x-request-id` of an answer, and old logs are removed"
@@ -46,14 +48,15 @@ def find_request(layout: Layout, request_id: str) -> Request:
 
 
 def log_paths(layout: Layout) -> list[Path]:
-    """Newest first."""
-    return sorted(layout.logs_path.glob(LOGS), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Newest first; an empty one is none."""
+    found = [path for path in layout.logs_path.glob(LOGS) if path.stat().st_size]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _records(path: Path, request_id: str) -> Iterator[dict[str, Any]]:
     """The lines about `request_id`, newest first; the log is mapped, since most of it is of other requests."""
     wanted = f'"{request_id}"'.encode()
-    if not path.stat().st_size:  # cannot be mapped
+    if not path.stat().st_size:  # a new one by now, which cannot be mapped
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as log:
         position = log.rfind(wanted)

@@ -7,7 +7,8 @@ from pipeline.audit.entries import NOBODY_SAID
 from pipeline.audit.movers import MOVES
 from pipeline.contracts.trace import Moment, Request, RolloutSeen
 from pipeline.fleet.changes import ENDS
-from pipeline.fleet.state import Rollout, read_models
+from pipeline.fleet.files import FleetFiles
+from pipeline.fleet.state import Rollout
 from pipeline.stack.layout import Layout
 
 ROLLOUT_DAG = "rollout"
@@ -37,14 +38,14 @@ def find_rollout(layout: Layout, request: Request, entries: list[Entry]) -> Roll
     """
     generation = request.deployment or 0
     told = _told([entry for entry in entries if entry.generation == generation], request.at)
-    state = read_models(layout.home_path).get(str(request.model))
-    known = state.rollout(generation) if state else None
+    state = FleetFiles(layout.home_path).get(str(request.model))
+    known = state.rollout(generation)
     if known is not None and known.started_at > request.at:
         known = None
     if known is None and not told:
         return None
     rollout = known or _from_log(told)
-    deployment = state.deployment(generation) if state and known else None
+    deployment = state.deployment(generation) if known else None
     return RolloutSeen(
         generation=generation,
         version=rollout.version,

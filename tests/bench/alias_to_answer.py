@@ -80,13 +80,15 @@ def measure(stack: RunningStack, version: str) -> tuple[float, float]:
         httpx.post(url, json=body, timeout=60).raise_for_status()
         wait_until(lambda: load.answers[version] > 0, "the first answer of the canary", 300)
         answered = time.time()
-        wait_until(lambda: last_outcome(stack) == "promoted", "the end of the rollout", 300)
+        # Until then the version before has replicas, and going back to it would start none.
+        wait_until(lambda: is_over(stack), "the end of the rollout", 300)
     begun = read_models(stack.home_path)[MODEL].history[-1].started_at
     return answered - moved, begun - moved
 
 
-def last_outcome(stack: RunningStack) -> str:
-    return read_models(stack.home_path)[MODEL].history[-1].outcome
+def is_over(stack: RunningStack) -> bool:
+    newest = read_models(stack.home_path)[MODEL].history[-1]
+    return newest.outcome == "promoted" and "retire" in newest.phases
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether requests that begin alike should go to the same replica: time to first token by each way to route them.
+"""What `routing: prefix` does to the time to first token, against the gateway's usual way.
 
     .venvs/control/bin/python tests/bench/prefix_routing.py [ROUNDS [SECONDS]]
 
@@ -7,11 +7,9 @@ tenants with long prompts of their own, together with the chats more than one re
 both; the same with one tenant that sends most; and prompts that nobody shares. The ways take turns with the same
 users and texts of their own, so that no cache holds them before. Users wait for their answers, so that a machine
 which other work makes slow is asked less, too; what was seen of a way is compared within a round alone.
-The hash is the client's own, so none of these figures has the cost of finding it in the gateway.
 """
 
 import asyncio
-import hashlib
 import json
 import random
 import re
@@ -32,8 +30,7 @@ from fleet_rig import MODEL, Rig  # noqa: E402
 
 from pipeline import settings  # noqa: E402
 from pipeline.artifacts.digests import folder_digest  # noqa: E402
-from pipeline.fleet.envoy_config import Json  # noqa: E402
-from pipeline.fleet.gateway import Gateway  # noqa: E402
+from pipeline.contracts.rollout import Routing  # noqa: E402
 from pipeline.fleet.local_replicas import LocalReplicas, VllmEngine  # noqa: E402
 from pipeline.fleet.replicas import Replicas  # noqa: E402
 from pipeline.fleet.state import ModelFleet  # noqa: E402
@@ -47,20 +44,17 @@ tiny_llama.write_model(
     Path(sys.argv[1]), hidden_size=256, intermediate_size=768, layers=4, positions=2048, steps=0
 )
 """
-KV_CACHE_MIB = 16
-"""8,192 tokens of this model, in blocks of 128."""
-SYSTEM_TOKENS, ALONE_TOKENS, USER_TOKENS, ANSWER_TOKENS = 900, 400, 90, 40
+KV_CACHE_MIB = 24
+"""12,288 tokens of this model, in blocks of 128."""
+SYSTEM_TOKENS, ALONE_TOKENS, USER_TOKENS, ANSWER_TOKENS = 1600, 400, 90, 40
 NEW_TOKENS = 24
 USERS, THINK_S = 10, 1.0
 """How many there are, and how long they think before a turn, on average."""
 PERCENTILES = (50, 95)
 WARM_UP = 0.3
 """Of each turn's seconds, in which nothing is counted."""
-PREFIX_CHARACTERS = 256
-BALANCE_FACTOR = 125
-"""Per cent of the replicas' mean load that one may have (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with
-Bounded Loads, arXiv:1608.01350)."""
-WAY_HEADER, KEY_HEADER = "x-bench-way", "x-bench-key"
+NOW: Routing = "fewest_requests"
+WAYS: tuple[Routing, ...] = (NOW, "prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,29 +65,13 @@ class Load:
     tenants: int
     largest: float = 0.0
     """The share of the sessions that are the first tenant's; the others are spread evenly."""
-    turns: int = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How requests are spread: by a hash of what `of` says of the messages, or (`of` empty) as the gateway does now."""
-
-    name: str
-    of: str = ""
-    bounded: bool = False
+    turns: int = 2
 
 
 LOADS = (
     Load(name="tenants", tenants=12),
     Load(name="one tenant with 70 %", tenants=12, largest=0.7),
     Load(name="nothing shared", tenants=0, turns=1),
-)
-NOW = Way(name="fewest requests")
-WAYS = (
-    NOW,
-    Way(name="hash of the prefix", of="prefix"),
-    Way(name="hash of the prefix, bounded", of="prefix", bounded=True),
-    Way(name="hash of the conversation, bounded", of="conversation", bounded=True),
 )
 
 
@@ -128,7 +106,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rig = serving(Path(folder))
         try:
-            ComparedWays(rig.layout).apply()
             found = asyncio.run(measure(rig, rounds, seconds))
         finally:
             rig.supervisor.stop()
@@ -157,45 +134,13 @@ def serving(folder: Path) -> Rig:
     return rig
 
 
-class ComparedWays(Gateway):
-    """The gateway as it is, and beside it a cluster of the same replicas for each other way, chosen by a header."""
+def route(rig: Rig, way: Routing) -> None:
+    """As if the recipe of what serves had said so."""
 
-    def _clusters(self, models: dict[str, ModelFleet]) -> list[Json]:
-        (plain,) = super()._clusters(models)
-        return [plain, *[hashed_cluster(plain, number) for number in range(1, len(WAYS))]]
+    def changed(model: ModelFleet) -> ModelFleet:
+        return model.with_deployment(model.deployments[0].model_copy(update={"routing": way}))
 
-    def _routes(self, models: dict[str, ModelFleet]) -> Json:
-        table = super()._routes(models)
-        routes = table["virtual_hosts"][0]["routes"]
-        plain = next(route for route in routes if "weighted_clusters" in route.get("route", {}))
-        (weighted,) = plain["route"]["weighted_clusters"]["clusters"]
-        kept = {name: value for name, value in plain["route"].items() if name != "weighted_clusters"}
-        table["virtual_hosts"][0]["routes"] = [
-            {
-                "match": {"path": "/v1/chat/completions", "headers": [exactly(WAY_HEADER, str(number))]},
-                "route": {
-                    **kept,
-                    "cluster": f"{weighted['name']}-{number}",
-                    "hash_policy": [{"header": {"header_name": KEY_HEADER}}],
-                },
-            }
-            for number in range(1, len(WAYS))
-        ] + routes
-        return table
-
-
-def hashed_cluster(plain: Json, number: int) -> Json:
-    eds = {**plain["eds_cluster_config"], "service_name": plain["name"]}
-    common = dict(plain["common_lb_config"])
-    if WAYS[number].bounded:
-        common["consistent_hashing_lb_config"] = {"hash_balance_factor": BALANCE_FACTOR}
-    changed = {"lb_policy": "MAGLEV", "eds_cluster_config": eds, "common_lb_config": common}
-    name = f"{plain['name']}-{number}"
-    return {**plain, **changed, "name": name, "alt_stat_name": name.replace(".", "/")}
-
-
-def exactly(name: str, value: str) -> Json:
-    return {"name": name, "string_match": {"exact": value}}
+    rig.fleet.change(MODEL, rig.state().generation, changed)
 
 
 # --- the load ----------------------------------------------------------------------------------------------------
@@ -223,12 +168,6 @@ def session(load: Load, systems: list[str], chance: random.Random, text: random.
     return turns
 
 
-def key(way: Way, messages: list[Message]) -> str:
-    """What is hashed: the first characters, or everything up to the first question."""
-    said = messages[0]["content"] if way.of == "prefix" else messages[0]["content"] + messages[1]["content"]
-    return hashlib.sha256((said[:PREFIX_CHARACTERS] if way.of == "prefix" else said).encode()).hexdigest()
-
-
 async def measure(rig: Rig, rounds: int, seconds: float) -> dict[tuple[str, str], list[Seen]]:
     """What was seen of each load, spread in each way, in each round."""
     found: dict[tuple[str, str], list[Seen]] = {}
@@ -240,21 +179,22 @@ async def measure(rig: Rig, rounds: int, seconds: float) -> dict[tuple[str, str]
         for number in range(rounds):
             for load in LOADS:
                 for way in WAYS[:: -1 if number % 2 else 1]:
+                    route(rig, way)
                     before = counters(rig)
                     seen = await Chats(client, load, way, number).run(seconds)
                     seen.replicas = [after - first for after, first in zip(counters(rig), before, strict=True)]
-                    found.setdefault((load.name, way.name), []).append(seen)
-                    print(f"round {number}, {load.name}, {way.name}: {seen.told()}", file=sys.stderr, flush=True)
+                    found.setdefault((load.name, way), []).append(seen)
+                    print(f"round {number}, {load.name}, {way}: {seen.told()}", file=sys.stderr, flush=True)
     return found
 
 
 class Chats:
     """Users who chat at the same time, in one session after the other."""
 
-    def __init__(self, client: httpx.AsyncClient, load: Load, way: Way, number: int) -> None:
+    def __init__(self, client: httpx.AsyncClient, load: Load, way: Routing, number: int) -> None:
         self.client, self.load, self.way = client, load, way
         self.round = f"{load.name} {number}"
-        text = random.Random(f"{self.round} {way.name}")
+        text = random.Random(f"{self.round} {way}")
         self.systems = [digits(text, SYSTEM_TOKENS) for _ in range(load.tenants)]
         self.seen = Seen()
 
@@ -264,7 +204,7 @@ class Chats:
 
     async def _chat(self, user: int, began: float, seconds: float) -> None:
         chance = random.Random(f"{self.round} {user}")
-        text = random.Random(f"{self.round} {user} {self.way.name}")
+        text = random.Random(f"{self.round} {user} {self.way}")
         while True:
             for messages in session(self.load, self.systems, chance, text):
                 begins_s = time.monotonic() - began + chance.expovariate(1 / THINK_S)
@@ -276,11 +216,8 @@ class Chats:
     async def ask(self, messages: list[Message], *, counts: bool) -> None:
         body: dict[str, Any] = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": NEW_TOKENS}
         body |= {"ignore_eos": True, "temperature": 0}
-        headers = {}
-        if self.way.of:
-            headers = {WAY_HEADER: str(WAYS.index(self.way)), KEY_HEADER: key(self.way, messages)}
         began, first_s = time.monotonic(), None
-        async with self.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        async with self.client.stream("POST", "/v1/chat/completions", json=body) as answer:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if first_s is None and line.startswith("data: "):
@@ -309,15 +246,15 @@ def percentile_ms(rounds: list[Seen], percent: int) -> float:
     return 1000 * quantiles([value for seen in rounds for value in seen.ttft_s], n=100)[percent - 1]
 
 
-def report(load: Load, way: Way, percent: int, found: dict[tuple[str, str], list[Seen]]) -> None:
-    ours, now = found[load.name, way.name], found[load.name, NOW.name]
+def report(load: Load, way: Routing, percent: int, found: dict[tuple[str, str], list[Seen]]) -> None:
+    ours, now = found[load.name, way], found[load.name, NOW]
     value, baseline = percentile_ms(ours, percent), percentile_ms(now, percent)
     pairs = [(percentile_ms([one], percent), percentile_ms([two], percent)) for one, two in zip(ours, now, strict=True)]
     line = {
-        "name": f"time to first token p{percent}, {load.name}: {way.name}",
+        "name": f"time to first token p{percent}, {load.name}: {way}",
         "value": round(value, 1),
         "unit": "ms",
-        "baseline": NOW.name,
+        "baseline": NOW,
         "baseline_value": round(baseline, 1),
         "ratio": round(value / baseline, 3),
         "by_round": [round(one / two, 3) for one, two in pairs],

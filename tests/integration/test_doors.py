@@ -472,6 +472,15 @@ def test_a_limit_of_requests_holds_for_one_client_alone(rig: Rig) -> None:
     assert rig.gateway.wait(lambda: rig.ask(key=key).status_code == 200, 10)
 
 
+def test_a_rate_that_is_no_whole_number_is_no_slower_than_it_says(rig: Rig) -> None:
+    """20.3 a second are 203 each 10 s to Envoy, which lets them in as time goes by, not each 10 s."""
+    key = make_key(rig, "uneven", rate=20.3, burst=1)
+    began, taken = time.monotonic(), 0
+    while time.monotonic() - began < 2:
+        taken += rig.ask(key=key).status_code == 200
+    assert taken > 10
+
+
 @contextmanager
 def canary_without_traffic(rig: Rig) -> Iterator[None]:
     """Version 2 on trial, before its first step."""

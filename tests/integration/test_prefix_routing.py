@@ -34,6 +34,7 @@ def ask(rig: Rig, beginning: str, question: str = "why?", **headers: str) -> htt
         headers={"authorization": f"Bearer {rig.key}", **headers},
         timeout=30,
         trust_env=False,
+        verify=False,
     )
     assert answer.status_code == 200, answer.text
     return answer
@@ -67,17 +68,17 @@ def test_requests_that_begin_alike_go_to_one_replica_and_others_to_others(rig: R
 
 
 def test_a_replica_that_has_more_than_its_share_passes_on_what_comes(rig: Rig) -> None:
-    """Many at once that all begin alike are on every replica."""
-    rig.behave("1", delay_s=0.5)
+    """So many at once that all begin alike are on every replica."""
+    rig.behave("1", delay_s=3.0)
     before = counted(rig)
     try:
-        with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda number: ask(rig, BEGINNINGS[0], f"question {number}"), range(12)))
+        with ThreadPoolExecutor(36) as pool:
+            list(pool.map(lambda number: ask(rig, BEGINNINGS[0], f"question {number}"), range(36)))
     finally:
         rig.behave("1")
     found = counted(rig) - before
     assert len(found) == 3
-    assert max(found.values()) <= 6
+    assert max(found.values()) <= 18
 
 
 def test_who_is_put_aside_gets_none_of_its_requests_until_it_is_back(rig: Rig) -> None:

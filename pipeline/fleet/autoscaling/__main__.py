@@ -9,7 +9,9 @@ from pathlib import Path
 from pipeline import artifacts, settings
 from pipeline.contracts.base import ModelRef
 from pipeline.errors import SlipwayError, SpecError
-from pipeline.fleet.autoscaling.watching import Autoscaler, touch_alive
+from pipeline.fleet import alive
+from pipeline.fleet.autoscaling.scaling import ACTOR
+from pipeline.fleet.autoscaling.watching import Autoscaler
 from pipeline.fleet.hosts import replica_host
 from pipeline.fleet.parts import Fleet
 from pipeline.fleet.replicas import Replicas
@@ -39,7 +41,7 @@ def fleet_of(configured: Settings) -> Fleet:
     return Fleet(
         layout=layout,
         registry=Registry(configured.tracking_uri, layout.home_path),
-        replicas=Replicas(replica_host(configured, layout), waiting=partial(touch_alive, layout)),
+        replicas=Replicas(replica_host(configured, layout), waiting=partial(alive.touch, layout.fleet_path, ACTOR)),
         fetch_bundle=lambda version: verified_folder(version, trusted(layout), fetch),
         fetch_predictions=lambda version: None,
         say=lambda message: print(message, flush=True),
@@ -56,7 +58,10 @@ def main() -> int:
         autoscaler = Autoscaler(fleet)
         print("watching", flush=True)
         while True:
-            autoscaler.look()
+            try:
+                autoscaler.look()
+            except SlipwayError as error:
+                fleet.say(f"will try again: {error}")
             time.sleep(LOOK_EVERY_S)
 
 

@@ -47,19 +47,10 @@ class Scaler:
         if wanted > current:
             wanted = self._fitting(model.name, deployment, wanted)
         self.fleet.say(f"{model.name}: from {current} to {wanted} replicas: {reason}")
-        audit.record(
-            self.fleet.layout,
-            action="scaled",
-            actor=ACTOR,
-            model=model.name,
-            version=deployment.version,
-            generation=deployment.generation,
-            reason=reason,
-            details={"from": current, "to": wanted},
-        )
         if wanted > current:
-            self._grow(model, deployment, wanted)
+            self._grow(model, deployment, wanted, reason)
             return
+        self._record(model, deployment, wanted, reason)
         self._want(model.name, model.generation, deployment.generation, wanted)
         leaving = deployment.dispensable(current - wanted)
         self.fleet.leave(model.name, model.generation, {replica.id for replica in leaving})
@@ -94,11 +85,11 @@ class Scaler:
             return True
         if any(replica.use == "starting" for replica in deployment.replicas) or deployment.is_short:
             self.fleet.say(f"{model.name}: {len(deployment.serving)} of {deployment.num_wanted} replicas: goes on")
-            self._grow(model, deployment, deployment.num_wanted)
+            self._grow(model, deployment, deployment.num_wanted, "goes on with what was begun, or lost")
             return True
         return False
 
-    def _grow(self, model: ModelFleet, deployment: Deployment, wanted: int) -> None:
+    def _grow(self, model: ModelFleet, deployment: Deployment, wanted: int, reason: str) -> None:
         name, generation = model.name, deployment.generation
         try:
             source = self._source(model, deployment)
@@ -108,6 +99,19 @@ class Scaler:
             self._undo(name, generation)
             raise
         self.fleet.say(f"{name}: {len(grown.serving)} replicas serve")
+        self._record(model, deployment, len(grown.serving), reason)
+
+    def _record(self, model: ModelFleet, deployment: Deployment, count: int, reason: str) -> None:
+        audit.record(
+            self.fleet.layout,
+            action="scaled",
+            actor=ACTOR,
+            model=model.name,
+            version=deployment.version,
+            generation=deployment.generation,
+            reason=reason,
+            details={"from": len(deployment.serving), "to": count},
+        )
 
     def _source(self, model: ModelFleet, deployment: Deployment) -> starting.Source:
         """What the deployment serves, checked anew."""

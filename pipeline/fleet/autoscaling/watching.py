@@ -10,25 +10,18 @@ from dataclasses import dataclass, field
 
 from pipeline import audit
 from pipeline.errors import DataError, SpecError, TransientError
+from pipeline.fleet import alive
 from pipeline.fleet.autoscaling.decisions import Observation, decide, kept, reason
 from pipeline.fleet.autoscaling.scaling import ACTOR, Scaler, scalable
 from pipeline.fleet.autoscaling.scraping import observe
 from pipeline.fleet.parts import Fleet, Superseded
 from pipeline.fleet.state import Deployment, ModelFleet
-from pipeline.stack.layout import Layout
 
 FAILED_PAUSE_S = 60.0
 """So long a model is left alone whose new replica did not come up, or whose bundle was refused."""
 
 Key = tuple[str, int]
 """Model and deployment."""
-
-
-def touch_alive(layout: Layout) -> None:
-    """The sign of life that container_check looks for."""
-    folder = layout.fleet_path / "autoscaler"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "alive").touch()
 
 
 @dataclass
@@ -47,9 +40,9 @@ class Autoscaler:
 
     def look(self) -> None:
         """Once at every model. What fails now is said, and tried again at a later look."""
-        touch_alive(self.fleet.layout)
+        alive.touch(self.fleet.layout.fleet_path, ACTOR)
         watched = set()
-        for model in self.fleet.files.all().values():
+        for model in self.fleet.gateway.models().values():
             deployment = scalable(model)
             if deployment is not None:
                 watched.add((model.name, deployment.generation))

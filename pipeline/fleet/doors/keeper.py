@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline import json_lines
 from pipeline.errors import SlipwayError, TransientError
+from pipeline.fleet import alive
 from pipeline.fleet.doors import budgets, tls
 from pipeline.fleet.doors.clients import Client
 from pipeline.fleet.doors.keys import clock
@@ -39,17 +40,11 @@ def program(layout: Layout) -> Program:
     )
 
 
-def alive_path(layout: Layout) -> Path:
-    """Touched at each round."""
-    return layout.fleet_path / "doors" / "alive"
-
-
 class Keeper:
     """Looks, compares, and brings the gateway to what should be."""
 
     def __init__(self, layout: Layout) -> None:
         self.gateway = Gateway(layout)
-        alive_path(layout).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.brought: tuple[Client, ...] | None = None
         """What the gateway was brought to last; None: not known."""
         self.refused: tuple[tuple[Client, ...], float, TransientError] | None = None
@@ -104,7 +99,7 @@ class Keeper:
     def run(self) -> None:
         """Until the process is ended."""
         while True:
-            alive_path(self.gateway.layout).touch()
+            alive.touch(self.gateway.layout.fleet_path, PROGRAM)
             self.look()
             time.sleep(PERIOD_S)
 

@@ -96,12 +96,14 @@ def create(ring: KeyRing, name: str, allowed: Allowed, now: float) -> tuple[KeyR
         The ring, and the key itself, which is kept nowhere.
 
     Raises:
-        SpecError: the name is taken, or was once.
+        SpecError: the name is taken, or was once; or `allowed` has a burst of no rate, which limits nothing.
     """
+    if allowed.burst is not None and allowed.rate is None:
+        raise SpecError(f"a burst of {allowed.burst} requests without a rate limits nothing: give a rate, too")
     if name in OWN or any(key.name == name for key in ring.keys):
-        raise SpecError(
-            f"the name {name!r} is taken, or was once: choose another, or `slipway keys rotate {name}` for a new key"
-        )
+        open_ones = {key.name for key in ring.keys if not key.revoked_at}
+        new = f", or `slipway keys rotate {name}` for a new key" if name in open_ones else ""
+        raise SpecError(f"the name {name!r} is taken, or was once: choose another{new}")
     fresh = new_key()
     secret = Secret(digest=digest_of(fresh), created_at=now)
     return ring.with_key(Key(name=name, created_at=now, secrets=(secret,), **dict(allowed))), fresh

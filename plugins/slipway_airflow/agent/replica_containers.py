@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
+from docker.types import LogConfig
 
 from pipeline.containers import compose_labels, connect, engine_errors, gone_is_fine
 from pipeline.contracts.base import canonical_json, sha256_hex
@@ -44,6 +45,8 @@ WAITING = "RD"
 """States of a process that waits for a processor or a disk, or has one."""
 ASK_TO_END = "import os, signal; os.kill(1, signal.SIGTERM)"
 PYTHON = Path("/opt/venv/bin/python")
+LOGS = {"max-size": "10m", "max-file": "4"}
+"""As long as a replica's log is as a process."""
 SCRATCH = Path("/tmp")
 STATES = {
     "created": "STARTING",
@@ -212,6 +215,7 @@ class ReplicaContainers:
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             restart_policy={"Name": "unless-stopped"},
+            log_config=LogConfig(type=LogConfig.types.JSON, config=LOGS),
             user=owner(self.settings.home_path),
             init=True,
         )

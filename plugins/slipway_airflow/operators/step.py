@@ -173,6 +173,7 @@ def _variables(configured: Settings) -> dict[str, str]:
         "SLIPWAY_STORE": configured.store_uri,
         "SLIPWAY_S3_ENDPOINT": configured.s3_endpoint,
         "MLFLOW_TRACKING_URI": configured.tracking_uri,
+        "SLIPWAY_LOG_PROMPTS": "true" if configured.log_prompts else "",
     }
     return {name: value for name, value in named.items() if value}
 

@@ -43,8 +43,10 @@ def controls(model: ModelView | None, *, is_registered: bool) -> tuple[Action, .
 
 
 def can_go_back(model: ModelView) -> bool:
-    """Whether there is a version before: on trial beside it, still warm, or promoted over."""
-    return bool(model.canary or model.previous) or any(_replaced_one(rollout) for rollout in model.history)
+    """Whether there is a version before: on trial beside it, or about to be, still warm, or promoted over."""
+    newest = model.history[-1] if model.history else None
+    starts = newest is not None and newest.outcome == "running" and newest.previous not in (None, newest.version)
+    return starts or bool(model.canary or model.previous) or any(_replaced_one(rollout) for rollout in model.history)
 
 
 def _replaced_one(rollout: Rollout) -> bool:

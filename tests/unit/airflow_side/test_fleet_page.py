@@ -203,12 +203,22 @@ def view(home: Path, **newest: Any) -> ModelView:
         ({"phases": ("start_canary",)}, ("pause",)),
         ({"phases": ("start_canary",), "paused": Paused(by="ada", reason="a look", at=1.0)}, ("resume",)),
         ({"phases": ("start_canary", "shift")}, ()),
+        ({"phases": (), "previous": "5"}, ("pause", "rollback")),
         ({"outcome": "promoted", "previous": "5"}, ("rollback",)),
         ({"outcome": "promoted", "previous": "7"}, ()),
         ({"outcome": "promoted", "previous": None}, ()),
         ({"outcome": "failed", "previous": "5"}, ()),
     ],
-    ids=["running", "paused", "past its last step", "promoted", "promoted again", "the first", "failed"],
+    ids=[
+        "running",
+        "paused",
+        "past its last step",
+        "replicas start",
+        "promoted",
+        "promoted again",
+        "the first",
+        "failed",
+    ],
 )
 def test_a_model_has_the_buttons_that_would_do_something(home: Path, newest: dict[str, Any], offered: Any) -> None:
     """Promote only while MLflow can say which versions there are."""

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from pipeline.commands.keys import bring
-from pipeline.errors import TransientError
+from pipeline.errors import SpecError, TransientError
 from pipeline.fleet import gateway as part
 from pipeline.fleet.doors import keys
 from pipeline.fleet.envoy_admin import STATS
 from pipeline.fleet.gateway import Gateway
+from pipeline.fleet.state import Replica, models_path
 from pipeline.stack.layout import Layout
+from tests import small_fleet
 
+REPLICA = Replica(id="r-0", port=20_000)
 CLIENT = keys.Key(name="shop", created_at=0, secrets=(keys.Secret(digest="1" * 64, created_at=0),))
 
 
@@ -141,6 +144,32 @@ def test_nobody_waits_for_a_gateway_that_somebody_else_waits_for(gateway: Gatewa
         with pytest.raises(TransientError, match="has not taken its configuration after 2 s"):
             waiting.result()
     assert turns > 2
+
+
+def test_a_damaged_file_holds_up_neither_keys_nor_other_models(gateway: Gateway, envoy: Envoy) -> None:
+    """Its own model goes on as the gateway was brought to it last."""
+    with gateway.files.lock():
+        for name in ("hurt", "well"):
+            gateway.files.write(small_fleet.serving(REPLICA).model_copy(update={"name": name}))
+    envoy.begin(port_of(gateway))
+    gateway.apply()
+    (models_path(gateway.layout.home_path) / "hurt.json").write_text('{"name": "hurt"')
+    give_a_key(gateway)
+    gateway.files.update("well", lambda model: model.changed(weights={}))
+    gateway.apply()
+    assert CLIENT.secrets[0].digest in text(gateway)
+    assert "hurt.g1" in text(gateway)
+    assert "well.g1" not in text(gateway)
+    assert envoy.held["rds"] == json.loads(text(gateway))["version_info"]
+
+
+def test_a_damaged_file_that_the_gateway_never_knew_is_named(gateway: Gateway, envoy: Envoy) -> None:
+    """There is nothing to go on with."""
+    models_path(gateway.layout.home_path).mkdir(parents=True)
+    (models_path(gateway.layout.home_path) / "hurt.json").write_text("{")
+    envoy.begin(port_of(gateway))
+    with pytest.raises(SpecError, match=r"the change is kept, .*hurt\.json is damaged"):
+        bring(gateway.layout)
 
 
 def test_a_gateway_that_was_away_begins_with_what_should_be(gateway: Gateway, envoy: Envoy) -> None:

@@ -11,7 +11,7 @@ from pipeline import audit
 from pipeline.fleet.changes import events
 from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.parts import ended, with_phase
-from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served
+from pipeline.fleet.state import Deployment, ModelFleet, Rollout, Served, model_paths
 
 NEW = Deployment(version="2", generation=2, bundle_digest="2" * 64, replicas=())
 OLD = Deployment(version="1", generation=1, bundle_digest="1" * 64, replicas=())
@@ -139,14 +139,14 @@ def test_who_reads_the_log_while_a_rollout_writes_doubles_no_entry(
 ) -> None:
     """Between its look at the state and its turn at the log, the state moves on and is recorded."""
     FleetFiles(tmp_path).write(planned("ada"))
-    found, reader, writer = FleetFiles.all, FleetFiles(tmp_path), FleetFiles(tmp_path)
+    reader, writer = FleetFiles(tmp_path), FleetFiles(tmp_path)
 
-    def found_then_a_writer(files: FleetFiles) -> dict[str, ModelFleet]:
-        seen = found(files)
+    def found_then_a_writer(home: Path) -> list[Path]:
+        seen = model_paths(home)
         writer.update("m", lambda model: with_phase(model, 2, "shift", **ended("failed", "too slow")))
         return seen
 
-    monkeypatch.setattr(FleetFiles, "all", found_then_a_writer)
+    monkeypatch.setattr("pipeline.fleet.files.model_paths", found_then_a_writer)
     reader.record_all()
     assert [entry.action for entry in audit.read_entries(tmp_path)] == ["planned", "moved", "failed"]
 

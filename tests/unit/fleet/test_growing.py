@@ -27,7 +27,7 @@ MODEL = ModelFleet(name="m", generation=1, deployments=(HAS,))
 
 def grown(model: ModelFleet, *, wanted: int, at_most: int) -> ModelFleet:
     fleet = SimpleNamespace(
-        files=SimpleNamespace(all=dict),
+        gateway=SimpleNamespace(models=dict),
         layout=SimpleNamespace(ports=lambda: SimpleNamespace(regions={})),
         replicas=SimpleNamespace(
             places=lambda count, taken: [("127.0.0.1", 21_000 + len(taken) + more) for more in range(count)]

@@ -35,6 +35,22 @@ def test_a_key_is_kept_as_a_digest_alone(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_a_burst_without_a_rate_is_refused() -> None:
+    """It would limit nothing."""
+    with pytest.raises(SpecError, match="a burst of 10 requests without a rate limits nothing"):
+        keys.create(KeyRing(), "shop", Allowed(burst=10), NOW)
+
+
+def test_a_name_that_was_revoked_is_not_advised_to_be_rotated() -> None:
+    """That would be refused, too."""
+    ring, _ = keys.create(KeyRing(), "shop", Allowed(), NOW)
+    with pytest.raises(SpecError, match="choose another, or `slipway keys rotate shop`"):
+        keys.create(ring, "shop", Allowed(), NOW)
+    for taken, name in ((keys.revoke(ring, "shop", NOW), "shop"), (ring, "client")):
+        with pytest.raises(SpecError, match=r"choose another$"):
+            keys.create(taken, name, Allowed(), NOW)
+
+
 def test_two_keys_are_never_the_same_and_cannot_be_guessed() -> None:
     """192 random bits, in letters that a header takes as they are."""
     made = {keys.new_key() for _ in range(1000)}

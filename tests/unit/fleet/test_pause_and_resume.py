@@ -11,7 +11,7 @@ from pipeline.fleet.files import FleetFiles
 from pipeline.fleet.operations import pause, resume
 from pipeline.fleet.parts import superseding
 from pipeline.fleet.shifting import Held, _finished
-from pipeline.fleet.state import ModelFleet, Rollout
+from pipeline.fleet.state import ModelFleet, Rollout, read_models
 from pipeline.stack.layout import Layout
 
 
@@ -67,7 +67,7 @@ def test_a_model_nobody_rolled_out_cannot_be_paused(tmp_path: Path) -> None:
     """Nor is anything written for it."""
     with pytest.raises(SpecError, match="it was never rolled out"):
         pause(Layout(tmp_path), "nobody", by="ann", reason="")
-    assert FleetFiles(tmp_path).all() == {}
+    assert read_models(tmp_path) == {}
 
 
 def test_what_is_not_paused_cannot_be_resumed(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_new_replica_does_not_answer_for_an_old_one_of_its_name(guard: Guard, 
     """Also where it has the old one's address: the old one had left before."""
     guard.gateway.files.write(serving(20_001, 20_002))
     guard.look()
-    (model,) = guard.gateway.files.all().values()
+    (model,) = guard.gateway.models().values()
     answered(guard, model.deployments[0].replicas[1], RUBBISH)
     guard.gateway.files.write(serving(20_001))
     guard.look()
@@ -131,11 +131,11 @@ def test_a_replica_found_wrong_while_nobody_can_end_it_is_ended_later(
     monkeypatch.setattr(guard, "processes", SimpleNamespace(end=end))
     guard.gateway.files.write(serving(20_001, 20_002, 20_003))
     guard.look()
-    (model,) = guard.gateway.files.all().values()
+    (model,) = guard.gateway.models().values()
     can_end = False
     answered(guard, model.deployments[0].replicas[0], RUBBISH)
     guard.look()
-    (model,) = guard.gateway.files.all().values()
+    (model,) = guard.gateway.models().values()
     aside = model.deployments[0].replicas[0].aside
     assert aside is not None
     assert aside.kind == "wrong"

@@ -21,7 +21,13 @@ SERVES = MODEL.deployments[0]
 
 
 def grown(
-    home: Path, monkeypatch: pytest.MonkeyPatch, free_gb: float, *, strategy: str = "auto", replica_gb: float = 1.5
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_gb: float,
+    *,
+    strategy: str = "auto",
+    replica_gb: float = 1.5,
+    fails: bool = False,
 ) -> int:
     """How many replicas there are to be once four are wanted, on 20 GB of memory."""
     memory = Memory(total_bytes=20 * GB, free_bytes=int(free_gb * GB), replica_bytes=int(replica_gb * GB))
@@ -30,7 +36,10 @@ def grown(
 
     def grow(_fleet: Any, _source: Any, count: int, *, by: int) -> Deployment:
         asked.append(count)
-        return SERVES
+        if fails:
+            raise ReplicaFailed("it did not come up")
+        replicas = tuple(Replica(id=f"r-{index}", port=20_000 + index) for index in range(count))
+        return SERVES.model_copy(update={"replicas": replicas})
 
     monkeypatch.setattr(starting, "grow", grow)
     monkeypatch.setattr(Scaler, "_source", lambda *_: None)
@@ -60,6 +69,13 @@ def test_no_more_replicas_are_added_than_fit(tmp_path: Path, monkeypatch: pytest
     """The others would take the memory of those that serve; the audit log says how many came."""
     assert grown(tmp_path, monkeypatch, 4.1) == 3
     assert [entry.details["to"] for entry in audit.read_entries(tmp_path)] == [3]
+
+
+def test_what_did_not_come_up_was_not_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit log would else have a change for each attempt."""
+    with pytest.raises(ReplicaFailed, match="did not come up"):
+        grown(tmp_path, monkeypatch, 10, fails=True)
+    assert list(audit.read_entries(tmp_path)) == []
 
 
 def test_without_room_for_one_more_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,15 @@ def test_a_wanted_port_is_taken_and_kept(layout: Layout) -> None:
     assert layout.choose_ports().airflow == 18080
 
 
+def test_the_address_that_people_use_goes_with_its_port(layout: Layout) -> None:
+    """One that is published at another port stays."""
+    ports = layout.choose_ports({"gateway": 18080})
+    public = {"gateway": "https://127.0.0.1:18080", "mlflow": "http://localhost:5000"}
+    layout.stack_path.write_text(ports.model_copy(update={"public": public}).model_dump_json())
+    found = layout.choose_ports({"gateway": 18443, "mlflow": 18081})
+    assert found.public == {"gateway": "https://127.0.0.1:18443", "mlflow": "http://localhost:5000"}
+
+
 def test_a_port_for_an_unknown_part_is_refused(layout: Layout) -> None:
     """The message names the parts that there are."""
     with pytest.raises(SpecError, match=r"'airflw'.*airflow"):
