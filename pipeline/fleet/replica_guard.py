@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline import audit, settings
+from pipeline import audit, json_lines, settings
 from pipeline.errors import SlipwayError, TransientError
 from pipeline.fleet import alive
 from pipeline.fleet.analysis.access_log import AccessLog
@@ -79,6 +79,8 @@ class Guard:
     """The last question for a token to each, and when it was asked."""
     tokens: dict[Key, tuple[float | None, float]] = field(default_factory=dict)
     """How many each had when it was looked at while it owed an answer, and since when."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Why a model, or (under "") all of them, was not looked after the last time."""
 
     def __post_init__(self) -> None:
         self.gateway = Gateway(self.layout)
@@ -93,8 +95,9 @@ class Guard:
         while True:
             try:
                 self.look()
+                self._fails("", "")
             except SlipwayError as error:
-                say(f"will try again: {error}")
+                self._fails("", str(error))
             alive.touch(self.layout.fleet_path, PROGRAM)
             time.sleep(EVERY_S)
 
@@ -113,8 +116,15 @@ class Guard:
         for model, found in serving:
             try:
                 self._judge(model, found)
+                self._fails(model.name, "")
             except SlipwayError as error:
-                say(f"{model.name}: will try again: {error}")
+                self._fails(model.name, str(error))
+
+    def _fails(self, subject: str, why: str) -> None:
+        """Says why something is tried again: once, not at every look."""
+        if why and why != self.said.get(subject):
+            say(f"will try again: {why}")
+        self.said[subject] = why
 
     def _look_at(self, target: Target) -> Look:
         """Its health, and as what it answers."""
@@ -224,15 +234,16 @@ class Guard:
         try:
             self.processes.end(replica.id, at_once=at_once)
         except TransientError as error:
-            say(f"will try again to end {replica.id}: {error}")
+            self._fails(replica.id, f"{replica.id} is not ended: {error}")
             return False
+        self._fails(replica.id, "")
         self.asked.pop(key_of(replica), None)
         self._note("replica-restarted", model, replica, reason)
         return True
 
     def _note(self, action: str, model: ModelFleet, replica: Replica, reason: str) -> None:
-        say(f"{action} {replica.id}: {reason}")
         version = model.serving.version if model.serving else None
+        say(f"{action} {replica.id}: {reason}", model=model.name, version=version, replica=replica.id)
         details = {"replica": replica.id}
         audit.record(
             self.layout, action=action, actor=PROGRAM, model=model.name, version=version, reason=reason, details=details
@@ -256,9 +267,9 @@ def _ask(target: Target, door: str) -> Answer:
         return ask(client, target.model, "Hello", door=door, max_tokens=1)
 
 
-def say(message: str) -> None:
+def say(message: str, **known: object) -> None:
     """Into the program's log."""
-    print(f"{PROGRAM}: {message}", flush=True)
+    print(json_lines.line(PROGRAM, message, **known), flush=True)
 
 
 def main() -> int:

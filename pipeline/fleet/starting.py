@@ -139,11 +139,12 @@ def complete(fleet: Fleet, name: str, *, generation: int) -> None:
         ) from error
 
 
-def grow(fleet: Fleet, source: Source, count: int, *, by: int) -> Deployment:
+def grow(fleet: Fleet, source: Source, count: int, *, by: int, places: int | None = None) -> Deployment:
     """Starts replicas until `count` serve. Where places are limited, one after the other.
 
     Args:
-        by: the rollout that does so.
+        by: the rollout that does so, or on whose behalf it is done.
+        places: how many replicas of the model may run at once; 0: any number; None: as the rollout has found.
     """
     name = source.registered.name
     while True:
@@ -156,10 +157,10 @@ def grow(fleet: Fleet, source: Source, count: int, *, by: int) -> Deployment:
             return deployment
         if not starting:
             capacity = required_rollout(model, by).capacity
-            places = capacity.places if capacity else 0
-            if places:
-                _make_place(fleet, model, source.generation, places=places, by=by)
-            fleet.change(name, by, partial(_with_starting, fleet, source, count, 1 if places else count))
+            limit = places if places is not None else capacity.places if capacity else 0
+            if limit:
+                _make_place(fleet, model, source.generation, places=limit, by=by)
+            fleet.change(name, by, partial(_with_starting, fleet, source, count, 1 if limit else count))
         _admit(fleet, source, by)
 
 

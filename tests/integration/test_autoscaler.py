@@ -12,7 +12,8 @@ from fleet_rig import MODEL, Rig
 from pipeline import audit
 from pipeline.errors import IntegrityError
 from pipeline.fleet.autoscaling.watching import Autoscaler
-from pipeline.fleet.state import Replica
+from pipeline.fleet.capacity import Capacity
+from pipeline.fleet.state import ModelFleet, Replica
 from pipeline.registry.models import RegisteredVersion
 
 pytestmark = pytest.mark.integration
@@ -68,6 +69,18 @@ def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.05)
+
+
+def test_what_the_last_rollout_had_room_for_binds_nobody_afterwards(rig: Rig) -> None:
+    """What fits now is measured now."""
+    few = Capacity(strategy="replace", places=1, reason="others had taken the memory")
+
+    def as_measured_then(model: ModelFleet) -> ModelFleet:
+        return model.with_rollout(model.history[-1].model_copy(update={"capacity": few}))
+
+    rig.fleet.change(MODEL, rig.state().generation, as_measured_then)
+    with scaling(rig), rig.load(clients=8):
+        until(lambda: serving(rig) == 3)
 
 
 def test_replicas_follow_the_load_and_no_client_notices(rig: Rig) -> None:

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline import artifacts, settings
+from pipeline import artifacts, json_lines, settings
 from pipeline.contracts.base import ModelRef
 from pipeline.errors import SlipwayError, SpecError
 from pipeline.fleet import alive
@@ -44,7 +44,7 @@ def fleet_of(configured: Settings) -> Fleet:
         replicas=Replicas(replica_host(configured, layout), waiting=partial(alive.touch, layout.fleet_path, ACTOR)),
         fetch_bundle=lambda version: verified_folder(version, trusted(layout), fetch),
         fetch_predictions=lambda version: None,
-        say=lambda message: print(message, flush=True),
+        say=lambda message: print(json_lines.line(ACTOR, message), flush=True),
     )
 
 
@@ -56,7 +56,7 @@ def main() -> int:
         return error.exit_code
     with file_lock(fleet.layout.fleet_path / "autoscaler" / "lock", wait_s=math.inf):
         autoscaler = Autoscaler(fleet)
-        print("watching", flush=True)
+        fleet.say("watching")
         while True:
             try:
                 autoscaler.look()

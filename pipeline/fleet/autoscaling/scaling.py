@@ -94,7 +94,8 @@ class Scaler:
         try:
             source = self._source(model, deployment)
             self._want(name, model.generation, generation, wanted)
-            grown = starting.grow(self.fleet, source, wanted, by=model.generation)
+            # What fits was measured just now; what the rollout measured may be hours old.
+            grown = starting.grow(self.fleet, source, wanted, by=model.generation, places=0)
         except (DataError, SpecError, Superseded):
             self._undo(name, generation)
             raise

@@ -107,7 +107,7 @@ def limits(clients: tuple[Client, ...]) -> Json:
 
 
 def bucket(rate: float, burst: int | None) -> Json:
-    """Envoy fills a bucket by whole tokens each whole interval: 2.5 a second are 5 each 2 seconds."""
+    """Envoy is told whole tokens and seconds, 2.5 a second as 5 each 2, and lets them in as time goes by."""
     share = Fraction(rate).limit_denominator(1000)
     return {
         "max_tokens": burst or max(1, round(rate)),

@@ -34,7 +34,7 @@ def grown(
     recipe = SimpleNamespace(rollout=SimpleNamespace(strategy=strategy))
     asked: list[int] = []
 
-    def grow(_fleet: Any, _source: Any, count: int, *, by: int) -> Deployment:
+    def grow(_fleet: Any, _source: Any, count: int, *, by: int, places: int) -> Deployment:
         asked.append(count)
         if fails:
             raise ReplicaFailed("it did not come up")
