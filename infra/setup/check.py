@@ -74,7 +74,7 @@ and rarer combinations of a training's settings, too long for every change: `mak
 
 STAGES = (
     (
-        Suite("control", "unit", CONTROL["unit"], (*MODEL["unit"], *SERVE["unit"])),
+        Suite("control", "unit", CONTROL["unit"], (*MODEL["unit"], *SERVE["unit"]), side_by_side=2),
         Suite("model", "unit", MODEL["unit"]),
         Suite("serve", "unit", SERVE["unit"]),
     ),

@@ -99,6 +99,7 @@ def test_every_part_killed_at_once_is_repaired_by_up(stack: RunningStack) -> Non
     assert all(pids(stack)[name] != before[name] for name in PARTS)
 
 
+@pytest.mark.drill
 def test_a_killed_supervisord_is_repaired_by_up(stack: RunningStack) -> None:
     """Its orphans, which hold the ports, are ended first."""
     before = pids(stack)

@@ -76,12 +76,10 @@ LOSSES: dict[str, Callable[[TrainingJob], int]] = {
     "the first node": lambda job: node_process(job, 0),
     "the place where they meet": meeting_place,
 }
-OFTEN = "the first node"
-"""The others are left to `make drills`."""
-CASES = [pytest.param(lost, marks=() if lost == OFTEN else pytest.mark.drill) for lost in LOSSES]
 
 
-@pytest.mark.parametrize("lost", CASES)
+@pytest.mark.drill
+@pytest.mark.parametrize("lost", LOSSES)
 def test_a_training_goes_on_without_what_it_has_lost_until_it_is_back(
     lost: str, job: TrainingJob, undisturbed: list[float]
 ) -> None:

@@ -38,6 +38,7 @@ def kill_at_a_checkpoint(job: TrainingJob) -> None:
     wait_until(lambda: not job.workers(), "the end of the ranks", job)
 
 
+@pytest.mark.drill
 def test_a_killed_rank_is_restarted_inside_the_living_job(
     spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_next_attempt_goes_on_where_a_killed_job_was(
     assert artifacts.read_manifest(job.out_uri).digest == undisturbed_digest
 
 
+@pytest.mark.drill
 def test_a_damaged_checkpoint_ends_the_attempt_and_the_others_stay(
     spec: FinetuneSpec, undisturbed_digest: str, tmp_path: Path
 ) -> None:
