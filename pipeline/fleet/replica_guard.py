@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -267,7 +268,7 @@ def _ask(target: Target, door: str) -> Answer:
         return ask(client, target.model, "Hello", door=door, max_tokens=1)
 
 
-def say(message: str, **known: object) -> None:
+def say(message: str, **known: Any) -> None:
     """Into the program's log."""
     print(json_lines.line(PROGRAM, message, **known), flush=True)
 
