@@ -8,7 +8,7 @@ from pipeline.contracts.trace import Request, RolloutSeen, Trace
 from pipeline.errors import DataError
 from pipeline.trace import trace
 
-WIDTH = 14
+WIDTH = len("evaluate_compressed") + 2
 
 
 def show(request_id: str, *, as_json: bool) -> None:
