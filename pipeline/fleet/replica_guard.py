@@ -40,7 +40,6 @@ ASK_TIMEOUT_S = 300.0
 MUTE_S = 25.0
 """So long a replica that was asked for a token may give nobody one: longer than a step of an engine takes."""
 THREADS = 32
-"""Touched after every look."""
 
 Key = tuple[str, str]
 """A replica's id and address: an id is given again."""

@@ -248,7 +248,7 @@ class Layout:
         if len(set(chosen.values())) != len(chosen):
             raise SpecError(f"the ports {chosen} name one port twice: give every part its own")
         ports = before.model_copy(update=chosen) if before else Ports(**chosen)
-        moved = {part: _with_port(url, known.get(part), chosen[part]) for part, url in ports.public.items()}
+        moved = {part: _with_port(url, known.get(part), chosen.get(part)) for part, url in ports.public.items()}
         ports = ports.model_copy(update={"public": moved})
         if ports != before:
             write_json(self.stack_path, ports)
@@ -323,9 +323,9 @@ def write_json(path: Path, value: Contract) -> None:
     write_atomically(path, json.dumps(value.model_dump(), indent=2) + "\n")
 
 
-def _with_port(url: str, before: int | None, now: int) -> str:
+def _with_port(url: str, before: int | None, now: int | None) -> str:
     host, _, port = url.rpartition(":")
-    return f"{host}:{now}" if port == str(before) else url
+    return f"{host}:{now}" if before and port == str(before) else url
 
 
 def _free_ports(names: list[str], *, taken: set[int]) -> dict[str, int]:
